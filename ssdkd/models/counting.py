@@ -1,0 +1,53 @@
+"""The size and the cost of a model, for reports: parameters and multiply-adds."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssdkd.errors import ConfigError
+from ssdkd.models.wording import in_one_line
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included, shared ones once, buffers not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds for one image of shape `(C, H, W)`.
+
+    Exact for convolutions, linear layers and products of matrices; what costs next to nothing beside them
+    (normalisation, activation, pooling, bias) is not counted.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        dry_run(model, input_shape)
+    return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
+
+
+def dry_run(model: nn.Module, input_shape: tuple[int, int, int], name: str = "the model") -> Any:
+    """What the model returns for one image of zeros of shape `(C, H, W)`, leaving the model as it was.
+
+    The model runs in evaluation mode, so no running statistic moves, and the random state is put back.
+
+    Raises:
+        ConfigError: the model cannot take such images.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    example = next(
+        (parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0)
+    )
+    image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return model.eval()(image)
+    except Exception as error:  # the model may be anyone's code
+        raise ConfigError(
+            f"{name} cannot take images of shape {tuple(input_shape)} (channels, height, width): "
+            f"{in_one_line(error)}."
+        ) from error
+    finally:
+        for module, training in was_training.items():
+            module.training = training
