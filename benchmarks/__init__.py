@@ -1,0 +1,1 @@
+"""Scripts that reproduce every published figure; each prints what `docs/results.md` quotes."""

@@ -1,0 +1,145 @@
+"""The replay buffer: a small set of synthetic images with the teacher's answers, resident on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Synthetic images with what the teacher says of them; M samples, V views, C classes.
+
+    A view is a way of showing an image: (vertical shift, horizontal shift, mirrored). View 0 is the image itself.
+    """
+
+    images: Tensor  # (M, H, W, channels) uint8
+    views: Tensor  # (M, V, 3) int16
+    logits: Tensor  # (M, V, C) the teacher's logits for each view
+    classes: Tensor  # (M,) int64, the class the teacher predicts for view 0
+    confidence: Tensor  # (M,) the teacher's confidence in it
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: Tensor | slice) -> Samples:
+        return Samples(
+            self.images[rows],
+            self.views[rows],
+            self.logits[rows],
+            self.classes[rows],
+            self.confidence[rows],
+        )
+
+
+def random_views(samples: int, views: int, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Views for each sample, the first of them plain: -> (samples, views, 3) int16."""
+    shape = (samples, views)
+    device = generator.device
+    shifts = torch.randint(-max_shift, max_shift + 1, (*shape, 2), generator=generator, device=device)
+    mirrored = torch.randint(0, 2 if flip else 1, (*shape, 1), generator=generator, device=device)
+    drawn = torch.cat([shifts, mirrored], dim=2).to(torch.int16)
+    drawn[:, 0] = 0
+    return drawn
+
+
+def _reflected(length: int, shift: Tensor) -> Tensor:
+    """Row (or column) that each output position reads under a shift, mirrored at the border: (B,) -> (B, length)."""
+    position = torch.arange(length, device=shift.device) + shift.long()[:, None]
+    return (length - 1) - ((length - 1) - position.abs()).abs()
+
+
+def render(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
+    """Show image `rows[i]` under `views[i]`: (N, H, W, c) uint8, (B,), (B, 3) -> (B, c, H, W) uint8, channels last."""
+    height, width = images.shape[1:3]
+    y = _reflected(height, views[:, 0])
+    x = _reflected(width, views[:, 1])
+    x = torch.where(views[:, 2:] > 0, x.flip(1), x)
+    pixel = (y[:, :, None] * width + x[:, None, :]) + (rows * (height * width))[:, None, None]
+    flat = images.view(-1, images.shape[3])
+    shown = flat.index_select(0, pixel.view(-1)).view(len(rows), height, width, images.shape[3])
+    return shown.permute(0, 3, 1, 2)
+
+
+class ReplayBuffer:
+    """N slots of images, views, logits and the facts that selection reads; every array has the slot first."""
+
+    _TENSORS = ("images", "views", "logits", "classes", "confidence", "delta", "entered", "visits")
+
+    def __init__(
+        self,
+        capacity: int,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        views: int,
+        device: torch.device,
+    ) -> None:
+        """Reserve room for `capacity` images of shape (channels, H, W) with `views` stored views each."""
+        channels, height, width = image_shape
+        self.capacity = capacity
+        self.size = 0
+        self.images = torch.zeros((capacity, height, width, channels), dtype=torch.uint8, device=device)
+        self.views = torch.zeros((capacity, views, 3), dtype=torch.int16, device=device)
+        self.logits = torch.zeros((capacity, views, num_classes), device=device)
+        self.classes = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.confidence = torch.zeros(capacity, device=device)
+        self.delta = torch.zeros(capacity, device=device)  # last seen KL(teacher, student)
+        self.entered = torch.zeros(capacity, dtype=torch.int64, device=device)  # the round it came in
+        self.visits = torch.zeros(capacity, dtype=torch.int64, device=device)  # times it was replayed
+
+    def filled(self) -> Samples:
+        """The samples held now, as views into the buffer."""
+        n = self.size
+        return Samples(
+            self.images[:n], self.views[:n], self.logits[:n], self.classes[:n], self.confidence[:n]
+        )
+
+    def append(self, samples: Samples, delta: float, round_index: int) -> int:
+        """Put as many samples into free slots as there are; returns how many went in."""
+        count = min(len(samples), self.capacity - self.size)
+        slots = slice(self.size, self.size + count)
+        for name in ("images", "views", "logits", "classes", "confidence"):
+            getattr(self, name)[slots] = getattr(samples, name)[:count]
+        self.delta[slots] = self.delta[: self.size].max() if self.size else delta
+        self.entered[slots] = round_index
+        self.visits[slots] = 0
+        self.size += count
+        return count
+
+    def replace(self, slots: Tensor, samples: Samples, accepted: Tensor, round_index: int) -> None:
+        """Sample i takes slot i where accepted[i]; all (K,). It enters with the largest delta seen.
+
+        The shape does not depend on how many are accepted, so nothing waits for the device.
+        """
+        for name in ("images", "views", "logits", "classes", "confidence"):
+            held, new = getattr(self, name), getattr(samples, name)
+            take = accepted.view(-1, *([1] * (new.dim() - 1)))
+            held[slots] = torch.where(take, new, held[slots])
+        largest = self.delta[: self.size].max()
+        self.delta[slots] = torch.where(accepted, largest, self.delta[slots])
+        self.entered[slots] = torch.where(accepted, round_index, self.entered[slots])
+        self.visits[slots] = torch.where(accepted, 0, self.visits[slots])
+
+    def note_replay(self, rows: Tensor, delta: Tensor) -> None:
+        """Remember what the student still had to learn from the rows just replayed: (B,), (B,).
+
+        A row that stands twice in the batch takes the larger value, so that the outcome has one order only.
+        """
+        self.delta.scatter_reduce_(0, rows, delta, reduce="amax", include_self=False)
+
+    def note_visits(self, rows: Tensor) -> None:
+        """Count the draws of a round: (draws,)."""
+        self.visits.scatter_add_(0, rows, torch.ones_like(rows))
+
+    def bytes_per_sample(self) -> int:
+        return sum(t[0].numel() * t.element_size() for t in (getattr(self, n) for n in self._TENSORS))
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        return {"size": self.size, **{name: getattr(self, name) for name in self._TENSORS}}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        self.size = int(state["size"])
+        for name in self._TENSORS:
+            getattr(self, name).copy_(state[name])

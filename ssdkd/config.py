@@ -1,0 +1,405 @@
+"""Typed configuration: one schema, read from YAML and overridden on the command line.
+
+The flags are made from the schema, the values are read and typed by OmegaConf; what does not fit is refused in
+one sentence that names the key, what was expected, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssdkd.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+
+def option(default: Any, meaning: str, *, choices: Sequence[str] = (), low: float | None = None) -> Any:
+    """A field of the schema: its default, one line of meaning, and what it may be."""
+    meta = {"meaning": meaning, "choices": tuple(choices), "low": low}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def group(schema: type[Any], meaning: str) -> Any:
+    """A field of the schema that is a schema itself."""
+    return field(default_factory=schema, metadata={"meaning": meaning})
+
+
+@dataclass
+class TeacherConfig:
+    name: str = option("convnet", "registered model, or an import path such as my_pkg.nets:build")
+    checkpoint: str | None = option(
+        None, "weights: .safetensors, or .pth read as data only; 'embedded' ships"
+    )
+    arguments: dict[str, Any] = option({}, "keyword arguments of the model")
+
+
+@dataclass
+class StudentConfig:
+    name: str = option("convnet", "registered model, or an import path such as my_pkg.nets:build")
+    arguments: dict[str, Any] = option({}, "keyword arguments of the model")
+
+
+@dataclass
+class ImageConfig:
+    """What the teacher sees; a known data set's name fills in whatever is left null."""
+
+    channels: int | None = option(None, "colour channels", low=1)
+    height: int | None = option(None, "pixels", low=1)
+    width: int | None = option(None, "pixels", low=1)
+    classes: int | None = option(None, "classes of the teacher", low=2)
+    mean: list[float] | None = option(None, "the teacher's normalisation of pixels in [0, 1], per channel")
+    std: list[float] | None = option(None, "the same, the divisor")
+    flip: bool | None = option(None, "whether a mirrored image keeps its class")
+
+
+@dataclass
+class InversionConfig:
+    images: int = option(128, "candidates made in a round", low=1)
+    steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
+    latent: int = option(128, "size of the latent vector", low=1)
+    width: int = option(32, "channels of the generator's last block", low=1)
+    conditional: bool = option(True, "whether the generator is told the target class")
+    generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
+    latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)
+    meta_rate: float = option(3e-3, "learning rate of the base generator", low=0)
+    meta: str = option("fomaml", "how the base follows", choices=("fomaml", "reptile", "continue"))
+    memory: float = option(0.9, "share of earlier batches in the batch-norm statistics", low=0)
+    warmup: int = option(20, "rounds of inversion before the first student step", low=1)
+    terms: dict[str, float] | None = option(
+        None, "weight of each loss term; null: chosen by the teacher's layers"
+    )
+
+
+@dataclass
+class BufferConfig:
+    capacity: int = option(1000, "synthetic images kept", low=1)
+    views: int = option(
+        4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0
+    )
+    shift: int = option(0, "largest shift of a view, in pixels", low=0)
+
+
+@dataclass
+class DistillationConfig:
+    batch: int = option(128, "images in a student step", low=1)
+    steps: int = option(20, "student steps in a round at effort 1", low=1)
+    optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = option(0.1, "the largest learning rate", low=0)
+    momentum: float = option(0.9, "momentum of sgd", low=0)
+    weight_decay: float = option(1e-4, "weight decay", low=0)
+    schedule: str = option("cosine", "the learning rate over the budget", choices=("cosine", "constant"))
+    temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)
+    clip: float = option(0.0, "bound on the gradient's norm; 0: none", low=0)
+
+
+@dataclass
+class ProbeConfig:
+    images: int = option(256, "synthetic images that are measured on and never trained on", low=1)
+
+
+@dataclass
+class TrackingConfig:
+    metrics_every: int = option(1, "rounds between lines of metrics.jsonl", low=1)
+    evaluate_every: int = option(
+        10, "rounds between measurements on the evaluation set; 0: only at the end", low=0
+    )
+
+
+@dataclass
+class RunConfig:
+    """Everything that one distillation is made of."""
+
+    teacher: TeacherConfig = group(TeacherConfig, "the network whose job is to be learned")
+    student: StudentConfig = group(StudentConfig, "the network that learns it")
+    dataset: str | None = option(
+        None, "evaluation set: its name also tells image size, classes, normalisation"
+    )
+    data_root: str | None = option(None, "where the evaluation set lies; null: no accuracy is measured")
+    image: ImageConfig = group(ImageConfig, "image size, classes and normalisation")
+    policy: str = option("ssdkd", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
+    rounds: int | None = option(None, "budget, in rounds of effort 1", low=1)
+    minutes: float | None = option(None, "budget, in minutes instead of rounds", low=0)
+    seed: int = option(0, "everything random follows from it", low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    precision: str = option("auto", "arithmetic of convolutions", choices=("auto", "float32", "bfloat16"))
+    compile: bool = option(False, "torch.compile the student's training step")
+    threads: int = option(0, "CPU threads; 0: as PyTorch chooses", low=0)
+    out: str = option("runs", "folder in which every run makes a folder of its own")
+    inversion: InversionConfig = group(InversionConfig, "making candidates")
+    buffer: BufferConfig = group(BufferConfig, "the replay buffer")
+    distillation: DistillationConfig = group(DistillationConfig, "training the student")
+    probe: ProbeConfig = group(ProbeConfig, "measuring progress without data")
+    tracking: TrackingConfig = group(TrackingConfig, "what is written down")
+
+
+def parse_command_line(
+    schema: type[Schema],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    extra: Sequence[tuple[str, str, Any]] = (),
+    default_config: str | None = None,
+) -> tuple[Schema, argparse.Namespace]:
+    """Read `--config`, then every other flag over it: -> the configuration and the values of the `extra` flags.
+
+    `extra` are flags outside the schema: (name, meaning, default). `--help` and `--print-config` end the process.
+    """
+    parser = _parser(schema, prog, description, extra)
+    argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = next((u for u in unknown if u.startswith("-")), unknown[0])
+        name = flag.lstrip("-").split("=")[0]
+        raise ConfigError(f"unknown option {flag.split('=')[0]}{_nearest(name, _leaves(schema), '--')}.")
+    given = vars(known)
+    layers: list[tuple[dict[str, Any], str]] = []
+    source = given.pop("config") or default_config
+    if source is not None:
+        layers.append(read_yaml(source))
+    flags: dict[str, Any] = {}
+    for key, text in given.items():
+        if "." in key or key in {f.name for f in fields(schema)}:  # type: ignore[arg-type]
+            if text is not None:
+                _nest(flags, key, _read_flag(schema, key, text))
+    layers.append((flags, "the command line"))
+    config = build(schema, layers)
+    if given["print_config"]:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config, known
+
+
+def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) -> Schema:
+    """Lay mappings over the schema's defaults, later ones winning; each comes with the name of its source."""
+    merged = OmegaConf.structured(schema)
+    for values, source in layers:
+        _refuse_unknown_keys(schema, values, source)
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(_type_message(schema, values, source, error)) from error
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}.") from error
+    _check_values(config, "")
+    return typing.cast(Schema, config)
+
+
+def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
+    """Read a YAML by path, or a ready-made one by name: -> its mapping, and where it was found."""
+    path = Path(name_or_file)
+    if not path.is_file():
+        shipped = {p.stem: p for folder in _config_folders() for p in sorted(folder.glob("*.yaml"))}
+        if path.suffix or len(path.parts) > 1 or name_or_file not in shipped:
+            close = difflib.get_close_matches(name_or_file, shipped, 1)
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"ready-made ones are: {', '.join(sorted(shipped))}."
+            )
+            raise ConfigError(f"config {name_or_file!r} is neither a file nor a ready-made config; {hint}")
+        path = shipped[name_or_file]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}.") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__} where settings by name were expected.")
+    return values, str(path)
+
+
+def to_yaml(config: Any) -> str:
+    """The effective configuration as YAML that `--config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _config_folders() -> list[Path]:
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()]
+
+
+def _parser(
+    schema: type[Any], prog: str, description: str, extra: Sequence[tuple[str, str, Any]]
+) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config", metavar="NAME_OR_FILE", help="a ready-made config by name, or a YAML file"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="show the effective configuration and stop"
+    )
+    for name, meaning, default in extra:
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true", help=meaning)
+        else:
+            parser.add_argument(f"--{name}", default=default, help=meaning)
+    _add_flags(parser, schema, "")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help.")
+
+    def format_help(self) -> str:
+        lines = super().format_help().split("\n")
+        return "\n".join(_with_dashes(line) for line in lines)
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _with_dashes(line: str) -> str:
+    start = len(line) - len(line.lstrip())
+    words = line[start:].split(" ")
+    return line[:start] + " ".join(
+        w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words
+    )
+
+
+def _add_flags(parser: argparse.ArgumentParser, schema: type[Any], prefix: str) -> None:
+    hints = typing.get_type_hints(schema)
+    titled = None
+    for entry in fields(schema):
+        name, hint = prefix + entry.name, hints[entry.name]
+        if is_dataclass(hint):
+            _add_flags(parser.add_argument_group(name, entry.metadata["meaning"]), hint, f"{name}.")  # type: ignore[arg-type]
+            continue
+        titled = titled or parser
+        meaning = entry.metadata["meaning"].replace("%", "%%")
+        shown = _show(entry.default if entry.default is not MISSING else entry.default_factory())  # type: ignore[misc]
+        choices = entry.metadata["choices"]
+        what = "|".join(choices) if choices else _type_name(hint)
+        flags = {"nargs": "?", "const": "true"} if "true or false" in what else {}
+        titled.add_argument(f"--{name}", metavar=what, help=f"{meaning} (default: {shown})", **flags)  # type: ignore[arg-type]
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    if hint in names:
+        return names[hint]
+    arguments = [a for a in typing.get_args(hint) if a is not type(None)]
+    if len(arguments) == 1 and typing.get_origin(hint) is not list:
+        return _type_name(arguments[0])
+    return "list of numbers" if typing.get_origin(hint) is list else "mapping"
+
+
+def _leaf_types(schema: type[Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for entry in fields(schema):
+        hint = hints[entry.name]
+        if is_dataclass(hint):
+            found |= _leaf_types(hint, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            found[prefix + entry.name] = hint
+    return found
+
+
+def _leaves(schema: type[Any]) -> list[str]:
+    return list(_leaf_types(schema))
+
+
+def _read_flag(schema: type[Any], key: str, text: str) -> Any:
+    if _type_name(_leaf_types(schema)[key]) == "text" and text not in ("null", "~"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--{key.replace('_', '-')} {text!r} cannot be read: {_first_line(error)}."
+        ) from error
+
+
+def _nest(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    shown = {k.replace("_", "-") if prefix else k: k for k in known}
+    wanted = name.replace("_", "-") if prefix else name
+    close = difflib.get_close_matches(wanted, shown, 1, 0.5)
+    if not close:  # the last part may be right in the wrong group
+        close = [k for k in shown if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str, prefix: str = "") -> None:
+    hints = typing.get_type_hints(schema)
+    names = [f.name for f in fields(schema)]
+    for key, value in values.items():
+        if not isinstance(key, str) or key not in names:
+            here = [prefix + n for n in names]
+            raise ConfigError(f"unknown key {prefix}{key} in {source}{_nearest(f'{prefix}{key}', here)}.")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {value!r}.")
+            _refuse_unknown_keys(hints[key], value, source, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _type_message(schema: type[Any], values: dict[str, Any], source: str, error: Exception) -> str:
+    key = str(getattr(error, "full_key", None) or "")
+    types = _leaf_types(schema)
+    leaf = next((k for k in types if key == k or key.startswith((f"{k}.", f"{k}["))), None)
+    if leaf is None:
+        return f"{source}: {_first_line(error)}."
+    value: Any = values
+    for part in leaf.split("."):
+        value = value.get(part) if isinstance(value, dict) else value
+    return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {value!r}."
+
+
+def _check_values(config: Any, prefix: str) -> None:
+    for entry in fields(config):
+        name, value = prefix + entry.name, getattr(config, entry.name)
+        if is_dataclass(value):
+            _check_values(value, f"{name}.")
+            continue
+        choices, low = entry.metadata.get("choices"), entry.metadata.get("low")
+        if choices and value not in choices:
+            close = difflib.get_close_matches(str(value), choices, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}.")
+        if low is not None and isinstance(value, (int, float)) and not value >= low:
+            raise ConfigError(f"{name}: expected at least {low}, got {value}.")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def from_mapping(
+    schema: type[Schema], values: dict[str, Any] | DictConfig, source: str = "options"
+) -> Schema:
+    """A configuration from a mapping in memory, with the same checks as from a file."""
+    plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
+    return build(schema, [(typing.cast(dict[str, Any], plain), source)])

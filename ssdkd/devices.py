@@ -1,0 +1,52 @@
+"""Which device, and which arithmetic on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ssdkd.errors import ConfigError
+
+LARGE = 5_000_000  # multiply-adds of an image from which reduced precision gains more than its casts cost
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one; a device that is not there is refused by name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"device: {name!r} is not here ({count} CUDA devices are seen); use auto or cpu."
+            )
+    return device
+
+
+def autocast_for(precision: str, device: torch.device, work: int) -> AbstractContextManager[Any]:
+    """bfloat16 where it was asked for, or where `auto` finds hardware for it and networks large enough to gain.
+
+    `work` is the multiply-adds of the network on one image.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if work > LARGE and has_fast_bfloat16(device) else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return has_tiles()

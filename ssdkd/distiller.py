@@ -1,0 +1,137 @@
+"""Training the student on the buffer: K steps on prioritised batches, nothing waiting for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdkd.buffer import ReplayBuffer, random_views, render
+
+
+def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """KL(T || S) of the softened outputs, times temperature squared: (B, C), (B, C) -> (B,)."""
+    target = F.log_softmax(teacher_logits / temperature, dim=1)
+    learned = F.log_softmax(student_logits / temperature, dim=1)
+    return (target.exp() * (target - learned)).sum(dim=1) * temperature**2
+
+
+def make_optimizer(
+    student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The student's optimiser: sgd (Nesterov), adam or adamw, in the implementation without a Python loop."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=momentum > 0,
+            foreach=True,
+        )
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=learning_rate, weight_decay=weight_decay, foreach=True)
+
+
+@dataclass
+class Replayed:
+    """What a round of replay was like; scalars still on the device."""
+
+    loss: Tensor  # mean weighted loss
+    agreement: Tensor  # share of replayed images on which student and teacher name the same class
+
+
+Shown = tuple[Tensor, Tensor]  # inputs (B, c, H, W) and the teacher's logits for them (B, C)
+
+
+class Distiller:
+    """A student, its optimiser, and the step that teaches it."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mean: Tensor,
+        std: Tensor,
+        temperature: float,
+        clip: float,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        """`mean` and `std` (1, c, 1, 1) normalise pixels in [0, 1]; `clip` bounds the gradient's norm (0: not)."""
+        self.student = student
+        self.optimizer = optimizer
+        self.scale, self.shift = 1.0 / (255.0 * std), -mean / std
+        self.temperature = temperature
+        self.clip = clip
+        self.autocast = autocast
+        self.forward: Any = student  # what runs the student in training; a compiled form may take its place
+
+    def to_inputs(self, images: Tensor) -> Tensor:
+        """Normalise what `render` shows: (B, c, H, W) uint8 -> float."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+    def show_stored(self, buffer: ReplayBuffer, batch: Tensor, random: torch.Generator) -> Shown:
+        """One of the stored views of each row of `batch` (B,), with the teacher's stored answer to it."""
+        stored = buffer.views.shape[1]
+        view = torch.randint(0, stored, batch.shape, generator=random, device=batch.device)
+        shown = render(buffer.images, batch, buffer.views[batch, view])
+        return self.to_inputs(shown), buffer.logits[batch, view]
+
+    def show_anew(
+        self,
+        buffer: ReplayBuffer,
+        batch: Tensor,
+        teacher: nn.Module,
+        max_shift: int,
+        flip: bool,
+        random: torch.Generator,
+    ) -> Shown:
+        """A new random view of each row of `batch` (B,), for which the teacher is asked again."""
+        views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
+        inputs = self.to_inputs(render(buffer.images, batch, views))
+        with torch.no_grad(), self.autocast:
+            return inputs, teacher(inputs).float()
+
+    def replay(
+        self,
+        buffer: ReplayBuffer,
+        rows: Tensor,
+        weights: Tensor,
+        learning_rate: float,
+        show: Callable[[Tensor], Shown],
+    ) -> Replayed:
+        """Train one step on each row of `rows` (K, B), every sample weighted by its entry in `weights` (N,)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.student.train()
+        loss_sum = torch.zeros((), device=rows.device)
+        agree_sum = torch.zeros((), device=rows.device)
+        for batch in rows:
+            inputs, teacher_logits = show(batch)
+            loss, agree = self._step(buffer, batch, inputs, teacher_logits, weights[batch])
+            loss_sum += loss
+            agree_sum += agree
+        return Replayed(loss_sum / len(rows), agree_sum / len(rows))
+
+    def _step(
+        self, buffer: ReplayBuffer, batch: Tensor, inputs: Tensor, teacher_logits: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with self.autocast:
+            student_logits = self.forward(inputs)
+        student_logits = student_logits.float()
+        delta = divergence(teacher_logits, student_logits, self.temperature)
+        loss = (weights * delta).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip > 0:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.clip, foreach=True)
+        self.optimizer.step()
+        buffer.note_replay(batch, delta.detach())
+        agree = (student_logits.detach().argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+        return loss.detach(), agree

@@ -1,0 +1,493 @@
+"""The engine: one distillation as a loop of rounds. It takes coefficients and returns statistics, by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssdkd import selection
+from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
+from ssdkd.coefficients import Coefficients
+from ssdkd.config import RunConfig
+from ssdkd.data import ImageSpec, LabelledImages
+from ssdkd.devices import autocast_for
+from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
+from ssdkd.errors import ConfigError
+from ssdkd.evaluation import accuracy, predictions
+from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer
+from ssdkd.models import count_multiply_adds
+
+Statistics = dict[str, float]
+QUANTILES = (0.1, 0.5, 0.9)
+TERMS_WITH_BATCH_NORM = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0, "balance": 0.0}
+TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "activation": 0.1, "balance": 5.0, "adversarial": 1.0}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Compute of each kind of work on one image, in units of one student training step on one image.
+
+    Counted in multiply-adds, a backward pass as two forward ones (one where only the input's gradient is asked
+    for), so that a budget means the same on every machine.
+    """
+
+    teacher: float  # a forward pass
+    student: float
+    inversion: float  # one adaptation step, the student consulted
+    warmup: float  # one adaptation step without the student
+
+    @classmethod
+    def of(cls, teacher: int, student: int, generator: int) -> Costs:
+        unit = 3.0 * max(student, 1)
+        alone = (3.0 * generator + 2.0 * teacher) / unit
+        return cls(teacher / unit, student / unit, alone + 2.0 * student / unit, alone)
+
+
+class Engine:
+    """Teacher, student, generator and buffer, and the four things that a round does with them."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        spec: ImageSpec,
+        config: RunConfig,
+        device: torch.device,
+        evaluation: LabelledImages | None = None,
+    ) -> None:
+        """Both networks take (B, *spec channels and size) and return (B, classes); the teacher is frozen here."""
+        self.config, self.spec, self.device, self.evaluation = config, spec, device, evaluation
+        shape = (spec.channels, spec.height, spec.width)
+        layout = torch.channels_last
+        self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.random = {
+            name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
+            for offset, name in enumerate(("inversion", "keep", "replay", "views"))
+        }
+        self.mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+        observer = Observer(self.teacher)
+        inversion = config.inversion
+        default_terms = TERMS_WITH_BATCH_NORM if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
+        self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
+        unknown = sorted(set(self.terms) - set(TERMS))
+        if unknown:
+            raise ConfigError(
+                f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            generator = ConvGenerator(
+                inversion.latent, shape, spec.num_classes, inversion.width, inversion.conditional
+            ).to(device, memory_format=layout)  # type: ignore[call-overload]
+        teacher_work = count_multiply_adds(self.teacher, shape)
+        self.costs = Costs.of(
+            teacher_work,
+            count_multiply_adds(self.student, shape),
+            _generator_work(generator, inversion.latent),
+        )
+        self.autocast = autocast_for(config.precision, device, teacher_work)
+        self.inverter = Inverter(
+            generator,
+            observer,
+            self.mean,
+            self.std,
+            InverterSettings(
+                steps=inversion.steps,
+                latent=inversion.latent,
+                generator_rate=inversion.generator_rate,
+                latent_rate=inversion.latent_rate,
+                meta_rate=inversion.meta_rate,
+                meta=inversion.meta,  # type: ignore[arg-type]
+                memory=inversion.memory,
+                terms=self.terms,
+            ),
+            self.random["inversion"],
+            self.autocast,
+        )
+        self.stored_views = max(config.buffer.views, 1)
+        self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
+        learning = config.distillation
+        optimizer = make_optimizer(
+            self.student, learning.optimizer, learning.learning_rate, learning.momentum, learning.weight_decay
+        )
+        self.distiller = Distiller(
+            self.student, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
+        )
+        if config.compile:
+            self.distiller.forward = torch.compile(self.student)
+        self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
+        self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
+        self.round = 0
+        self.spent = 0.0  # budget units: student training steps on one image
+        self.synthesized = 0
+        self.seconds = 0.0  # of work, evaluation not counted
+        self.phase_seconds = {"warmup": 0.0, "inversion": 0.0, "replay": 0.0, "rest": 0.0, "evaluation": 0.0}
+        self.statistics: Statistics = {}
+
+    # -- the budget -----------------------------------------------------------------------------------------
+
+    def round_cost(self, student_steps: int) -> float:
+        """Budget units of one round with so many student steps."""
+        made = self.config.inversion.images
+        invert = made * self.config.inversion.steps * self.costs.inversion
+        label = made * (self.stored_views * self.costs.teacher + self.costs.student)
+        replayed = student_steps * self.config.distillation.batch
+        anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
+        return invert + label + replayed + anew
+
+    @property
+    def budget(self) -> float:
+        """Budget units of the whole run, where the budget is given in rounds."""
+        return (self.config.rounds or 0) * self.round_cost(self.config.distillation.steps)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        if self.config.minutes is not None:
+            return min(self.seconds / (60.0 * self.config.minutes), 1.0)
+        return min(self.spent / self.budget, 1.0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether what is left of the budget no longer pays for half a round."""
+        if self.config.minutes is not None:
+            return self.progress >= 1.0
+        return self.budget - self.spent < 0.5 * self.round_cost(self.config.distillation.steps)
+
+    @property
+    def learning_rate_fraction(self) -> float:
+        """The learning rate as a share of the largest one; it follows the budget, not the number of rounds."""
+        if self.config.distillation.schedule == "constant":
+            return 1.0
+        return max(0.5 * (1.0 + math.cos(math.pi * self.progress)), 1e-3)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def loop(self) -> Generator[Statistics, Coefficients, None]:
+        """The whole method. Whoever drives it receives statistics and sends the coefficients of the next round."""
+        statistics = self.statistics or self.warm_up()
+        while not self.finished:
+            coefficients = yield statistics  # decide: the policy's part
+            candidates = self.invert(coefficients)
+            kept = self.keep(candidates, coefficients)
+            replayed = self.replay(coefficients)
+            statistics = self.measure(candidates, kept, replayed)
+        yield statistics
+
+    def warm_up(self) -> Statistics:
+        """Teach the generator before the student's first step; put the probe aside and a first buffer together.
+
+        Neutral coefficients and no adversarial term: what comes of it depends on the seed alone, so the probe
+        is the same whatever the policy does later.
+        """
+        start = time.perf_counter()
+        inversion = self.config.inversion
+        uniform = torch.zeros(self.spec.num_classes, device=self.device)
+        made: list[Samples] = []
+        probe_batches = -(-self.config.probe.images // inversion.images)
+        for step in range(inversion.warmup + probe_batches):
+            images, self._term_values = self.inverter.invert(self._targets(uniform, 0.0), None, 0.0)
+            self.synthesized += len(images)
+            if step >= inversion.warmup // 2:
+                made.append(self._label(images))
+        probe = _joined(made[len(made) - probe_batches :])[slice(0, self.config.probe.images)]
+        for samples in made[: len(made) - probe_batches]:
+            self.buffer.append(samples, delta=1.0, round_index=0)
+        self.probe = self.distiller.to_inputs(probe.images.permute(0, 3, 1, 2))
+        self.probe_logits = probe.logits[:, 0]
+        self._take_time("warmup", start)
+        nothing = Kept(torch.zeros((), device=self.device))
+        silence = torch.zeros((), device=self.device)
+        newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
+        return self.measure(self._judged(newest), nothing, Replayed(silence, silence))
+
+    def invert(self, coefficients: Coefficients) -> Candidates:
+        """Make candidates for target classes that the buffer lacks, where the student errs."""
+        start = time.perf_counter()
+        counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
+        targets = self._targets(counts, coefficients.w_div)
+        self.student.eval()
+        images, self._term_values = self.inverter.invert(targets, self.student, coefficients.adversarial)
+        candidates = self._judged(self._label(images))
+        self.synthesized += len(images)
+        self.spent += self.round_cost(0)
+        self._take_time("inversion", start)
+        return candidates
+
+    def keep(self, candidates: Candidates, coefficients: Coefficients) -> Kept:
+        """Let the best candidates into the buffer, by phi and chance; free slots first, then by exchange."""
+        start = time.perf_counter()
+        buffer, random = self.buffer, self.random["keep"]
+        held, new = buffer.filled(), candidates.samples
+        counts = selection.class_counts(torch.cat([held.classes, new.classes]), self.spec.num_classes)
+
+        def score(samples: Samples) -> Tensor:
+            log_phi = selection.log_modulation(
+                samples.classes, samples.confidence, counts, coefficients.w_div, coefficients.gamma
+            )
+            return log_phi + selection.gumbel_noise(len(samples), random)
+
+        slot_scores, new_scores = score(held), score(new)
+        order = new_scores.argsort(descending=True)
+        entered = buffer.append(new[order], delta=1.0, round_index=self.round)
+        rest = order[entered:]
+        accepted = torch.zeros((), device=self.device)
+        limit = round(coefficients.refresh * buffer.capacity)
+        if len(rest) and limit and len(slot_scores):
+            slots, winners, wins = selection.exchange(slot_scores, new_scores[rest], limit)
+            buffer.replace(slots, new[rest[winners]], wins, self.round)
+            accepted = wins.sum()
+        self._take_time("rest", start)
+        return Kept(accepted + entered)
+
+    def replay(self, coefficients: Coefficients) -> Replayed:
+        """Train the student on prioritised batches of the buffer."""
+        start = time.perf_counter()
+        learning, buffer = self.config.distillation, self.buffer
+        steps = max(1, round(coefficients.effort * learning.steps))
+        probabilities = self.replay_probabilities(coefficients)
+        weights = selection.importance_weights(probabilities, coefficients.beta)
+        rows = selection.draw(probabilities, steps * learning.batch, self.random["replay"])
+        buffer.note_visits(rows)
+        replayed = self.distiller.replay(
+            buffer,
+            rows.view(steps, learning.batch),
+            weights,
+            learning.learning_rate * self.learning_rate_fraction,
+            self._show(),
+        )
+        self._probabilities, self._steps = probabilities, steps
+        self.spent += self.round_cost(steps) - self.round_cost(0)
+        self._take_time("replay", start)
+        return replayed
+
+    def replay_probabilities(self, coefficients: Coefficients) -> Tensor:
+        """P over the buffer's samples under these coefficients: (N,)."""
+        held = self.buffer.filled()
+        counts = selection.class_counts(held.classes, self.spec.num_classes)
+        log_phi = selection.log_modulation(
+            held.classes, held.confidence, counts, coefficients.w_div, coefficients.gamma
+        )
+        delta = self.buffer.delta[: self.buffer.size]
+        return selection.replay_probabilities(
+            selection.log_priority(delta, log_phi, coefficients.alpha, coefficients.eta)
+        )
+
+    def measure(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> Statistics:
+        """Everything worth knowing after a round, by name; the round's one transfer from the device."""
+        start = time.perf_counter()
+        tensors = self._facts(candidates, kept, replayed)
+        values = torch.stack([t.float() for t in tensors.values()]).tolist()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.round += bool(self.statistics)
+        self._take_time("rest", start)
+        host = {
+            "round": float(self.round),
+            "progress": self.progress,
+            "spent": self.spent,
+            "seconds": self.seconds,
+            "learning_rate": self.config.distillation.learning_rate * self.learning_rate_fraction,
+            "learning_rate_fraction": self.learning_rate_fraction,
+            "buffer_size": float(self.buffer.size),
+            "buffer_fill": self.buffer.size / self.buffer.capacity,
+            "synthesized": float(self.synthesized),
+            "student_steps": float(self._steps),
+        }
+        self.statistics = host | dict(zip(tensors, values, strict=True))
+        return self.statistics
+
+    # -- pieces of the phases -------------------------------------------------------------------------------
+
+    _term_values: dict[str, Tensor]
+    _probabilities: Tensor | None = None
+    _steps: int = 0
+
+    def _targets(self, counts: Tensor, w_div: float) -> Tensor:
+        prior = selection.class_prior(counts, w_div)
+        return selection.draw(prior.double(), self.config.inversion.images, self.random["inversion"])
+
+    @torch.no_grad()
+    def _label(self, images: Tensor) -> Samples:
+        """Ask the teacher once for each stored view: (M, H, W, c) uint8."""
+        buffer = self.config.buffer
+        views = random_views(
+            len(images), self.stored_views, buffer.shift, self.spec.flip, self.random["views"]
+        )
+        flat_rows = torch.arange(len(images), device=self.device).repeat_interleave(self.stored_views)
+        logits = self._teacher_logits(images, flat_rows, views.view(-1, 3))
+        logits = logits.view(len(images), self.stored_views, -1)
+        confidence, classes = torch.softmax(logits[:, 0], dim=1).max(dim=1)
+        return Samples(images, views, logits, classes, confidence)
+
+    def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 512) -> Tensor:
+        with self.autocast:
+            return torch.cat(
+                [
+                    self.teacher(self.distiller.to_inputs(render(images, r, v))).float()
+                    for r, v in zip(rows.split(batch), views.split(batch), strict=True)
+                ]
+            )
+
+    @torch.no_grad()
+    def _judged(self, samples: Samples) -> Candidates:
+        """Add what the student has to learn from fresh samples."""
+        self.student.eval()
+        inputs = self.distiller.to_inputs(samples.images.permute(0, 3, 1, 2))
+        with self.autocast:
+            logits = self.student(inputs).float()
+        return Candidates(
+            samples, divergence(samples.logits[:, 0], logits, self.config.distillation.temperature)
+        )
+
+    def _show(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        buffer, random = self.buffer, self.random["replay"]
+        if self.config.buffer.views:
+            return lambda batch: self.distiller.show_stored(buffer, batch, random)
+        shift, flip = self.config.buffer.shift, self.spec.flip
+        return lambda batch: self.distiller.show_anew(buffer, batch, self.teacher, shift, flip, random)
+
+    @torch.no_grad()
+    def _facts(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> dict[str, Tensor]:
+        held, n = self.buffer.filled(), self.buffer.size
+        share = selection.class_counts(held.classes, self.spec.num_classes) / max(n, 1)
+        entropy = -(share * torch.log(share.clamp(min=1e-12))).sum() / math.log(self.spec.num_classes)
+        self.student.eval()
+        with self.autocast:
+            answers = self.student(self.probe).float()
+        probe_kl = divergence(self.probe_logits, answers, 1.0).mean()
+        agreement = (answers.argmax(dim=1) == self.probe_logits.argmax(dim=1)).float().mean()
+        facts = {
+            "class_entropy": entropy,
+            "class_share_min": share.min(),
+            "class_share_max": share.max(),
+            "probe_kl": probe_kl,
+            "probe_agreement": agreement,
+            "replay_loss": replayed.loss,
+            "replay_agreement": replayed.agreement,
+            "accepted": kept.accepted,
+            "replay_ess": torch.ones((), device=self.device),
+            "replay_top_decile": torch.full((), 0.1, device=self.device),
+        }
+        if self._probabilities is not None:
+            p = self._probabilities
+            facts["replay_ess"] = 1.0 / (p.square().sum() * len(p))
+            facts["replay_top_decile"] = torch.topk(p, max(1, len(p) // 10)).values.sum()
+        for name, values in {
+            "confidence": held.confidence,
+            "delta": self.buffer.delta[:n],
+            "age": (self.round - self.buffer.entered[:n]).float(),
+            "visits": self.buffer.visits[:n].float(),
+            "candidate_confidence": candidates.samples.confidence,
+            "candidate_delta": candidates.delta,
+        }.items():
+            for quantile, value in zip(QUANTILES, quantiles(values), strict=True):
+                facts[f"{name}_q{round(100 * quantile)}"] = value
+        return facts | {f"term_{name}": value for name, value in self._term_values.items()}
+
+    def _take_time(self, phase: str, start: float) -> None:
+        took = time.perf_counter() - start
+        self.phase_seconds[phase] += took
+        self.seconds += took
+
+    # -- what is reported -----------------------------------------------------------------------------------
+
+    def accuracy(self, model: nn.Module) -> float | None:
+        """Percent right on the evaluation set, if there is one."""
+        if self.evaluation is None:
+            return None
+        start = time.perf_counter()
+        named = predictions(model, self.evaluation.images, self.mean, self.std, self.autocast)
+        value = accuracy(named, self.evaluation.labels)
+        self.phase_seconds["evaluation"] += time.perf_counter() - start
+        return value
+
+    # -- everything that determines the future --------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.distiller.optimizer.state_dict(),
+            "inverter": self.inverter.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "probe": self.probe,
+            "probe_logits": self.probe_logits,
+            "random": {name: generator.get_state() for name, generator in self.random.items()},
+            "global_random": torch.get_rng_state(),
+            "round": self.round,
+            "spent": self.spent,
+            "synthesized": self.synthesized,
+            "seconds": self.seconds,
+            "phase_seconds": dict(self.phase_seconds),
+            "statistics": dict(self.statistics),
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.distiller.optimizer.load_state_dict(state["optimizer"])
+        self.inverter.load_state_dict(state["inverter"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.probe, self.probe_logits = state["probe"], state["probe_logits"]
+        for name, generator in self.random.items():
+            generator.set_state(state["random"][name])
+        torch.set_rng_state(state["global_random"])
+        self.round, self.spent = state["round"], state["spent"]
+        self.synthesized, self.seconds = state["synthesized"], state["seconds"]
+        self.phase_seconds = dict(state["phase_seconds"])
+        self.statistics = dict(state["statistics"])
+        self._steps = state["steps"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Fresh samples and what the student still has to learn from each (M,)."""
+
+    samples: Samples
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many candidates the buffer took; a scalar still on the device."""
+
+    accepted: Tensor
+
+
+def quantiles(values: Tensor) -> Tensor:
+    """The 10, 50 and 90 % quantiles (3,) of (N,); of an even sample of it where it is large."""
+    if len(values) == 0:
+        return torch.zeros(len(QUANTILES), device=values.device)
+    stride = max(1, len(values) // 4096)
+    levels = torch.tensor(QUANTILES, device=values.device)
+    return torch.quantile(values[::stride].float(), levels)
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    names = ("images", "views", "logits", "classes", "confidence")
+    return Samples(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
+def _generator_work(generator: nn.Module, latent: int) -> int:
+    """Multiply-adds of making one image."""
+
+    class OfLatents(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = copy.deepcopy(generator).cpu().eval()
+
+        def forward(self, latents: Tensor) -> Tensor:
+            flat = latents.flatten(1)
+            result: Tensor = self.generator(flat, torch.zeros(len(flat), dtype=torch.int64))
+            return result
+
+    return count_multiply_adds(OfLatents(), (latent, 1, 1))

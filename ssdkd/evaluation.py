@@ -1,0 +1,35 @@
+"""Accuracy on an evaluation set: for the report alone, never seen by training or selection."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def predictions(
+    model: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    autocast: AbstractContextManager[Any],
+    batch: int = 1000,
+) -> Tensor:
+    """The class the model names for each image: (N, c, H, W) uint8, mean and std (1, c, 1, 1) -> (N,) int64."""
+    was_training = model.training
+    model.eval()
+    named = []
+    for part in images.split(batch):
+        inputs = (part.to(mean.device).float() / 255.0 - mean) / std
+        with autocast:
+            named.append(model(inputs).argmax(dim=1))
+    model.train(was_training)
+    return torch.cat(named)
+
+
+def accuracy(named: Tensor, labels: Tensor) -> float:
+    """Percent of `named` (N,) that equal `labels` (N,)."""
+    return 100.0 * (named == labels.to(named.device)).float().mean().item()

@@ -1,0 +1,194 @@
+"""The inverter: a meta-learned generator that adapts to each batch in a handful of steps.
+
+Each call, a copy of the base generator adapts together with fresh latents; the base then takes a first-order
+step toward what helped (FOMAML or Reptile), so that the next copy starts nearer.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssdkd.inversion.generators import standard_latents, to_bytes
+from ssdkd.inversion.observer import Observer
+from ssdkd.inversion.terms import TERMS, Scene
+
+
+@dataclass(frozen=True)
+class InverterSettings:
+    """How a batch of candidates is searched for; the defaults of `ssdkd.config.InversionConfig` apply."""
+
+    steps: int
+    latent: int
+    generator_rate: float
+    latent_rate: float
+    meta_rate: float
+    meta: Literal["fomaml", "reptile", "continue"]
+    memory: float
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+class Inverter:
+    """Turns target classes into images that the teacher takes for its own data."""
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        observer: Observer,
+        mean: Tensor,
+        std: Tensor,
+        settings: InverterSettings,
+        random: torch.Generator,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        """`mean` and `std` (1, c, 1, 1) are the teacher's normalisation of pixels in [0, 1]."""
+        self.base = generator
+        self.adapted = copy.deepcopy(generator)
+        self.observer = observer
+        self.mean, self.std = mean, std
+        self.settings = settings
+        self.random = random
+        self.autocast = autocast
+        self.base_optimizer = torch.optim.Adam(
+            self.base.parameters(), lr=settings.meta_rate, betas=(0.5, 0.999), foreach=True
+        )
+        self.remembered: list[tuple[Tensor, Tensor]] | None = None
+        used = {name for name, weight in settings.terms.items() if weight}
+        self._reads = {TERMS[name].reads for name in used}
+        if not observer.has_batch_norm:
+            self._reads.discard("statistics")
+        self.reads_student = "student" in self._reads
+
+    def invert(
+        self, targets: Tensor, student: nn.Module | None, adversarial: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Search images for `targets` (B,): -> images (B, H, W, c) uint8 and each term's last value.
+
+        `student`, in evaluation mode, is what the adversarial terms search against; `adversarial` scales them.
+        The images are those of the step with the smallest loss.
+        """
+        settings = self.settings
+        fast = self.adapted
+        self._copy_base_into(fast)
+        latents = standard_latents(len(targets), settings.latent, self.random).requires_grad_(True)
+        parameters = list(fast.parameters())
+        optimizer = torch.optim.Adam(
+            [
+                {"params": parameters, "lr": settings.generator_rate},
+                {"params": [latents], "lr": settings.latent_rate},
+            ],
+            betas=(0.5, 0.999),
+            foreach=True,
+        )
+        summed = [torch.zeros_like(p) for p in parameters] if settings.meta == "fomaml" else []
+        best_loss: Tensor | None = None
+        best_images = torch.empty(0)
+        values: dict[str, Tensor] = {}
+        for _ in range(settings.steps):
+            images, scene = self._look(fast, latents, targets, student)
+            loss, values = self._weigh(scene, adversarial)
+            gradients = torch.autograd.grad(loss, [*parameters, latents])
+            detached, seen = loss.detach(), images.detach()
+            if best_loss is None:
+                best_loss, best_images = detached, seen
+            else:
+                best_images = torch.where(detached < best_loss, seen, best_images)
+                best_loss = torch.minimum(detached, best_loss)
+            if summed:
+                torch._foreach_add_(summed, gradients[:-1])
+            for parameter, gradient in zip([*parameters, latents], gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        self._move_base(summed)
+        if scene.batch:
+            self._remember(scene.batch)
+        return to_bytes(best_images), {"loss": cast(Tensor, best_loss), **values}
+
+    def _look(
+        self, generator: nn.Module, latents: Tensor, targets: Tensor, student: nn.Module | None
+    ) -> tuple[Tensor, Scene]:
+        with self.autocast:
+            images = generator(latents, targets)
+            inputs = (images - self.mean) / self.std
+            teacher_logits = self.observer.observe(
+                inputs, statistics="statistics" in self._reads, features="features" in self._reads
+            )
+            consulted = student is not None and self.reads_student
+            student_logits = student(inputs).float() if student is not None and consulted else None
+        scene = Scene(
+            images=images,
+            targets=targets,
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            batch=self.observer.batch,
+            remembered=self.remembered,
+            running=self.observer.running,
+            features=self.observer.features,
+            memory=self.settings.memory,
+        )
+        return images, scene
+
+    def _weigh(self, scene: Scene, adversarial: float) -> tuple[Tensor, dict[str, Tensor]]:
+        total = scene.images.new_zeros(())
+        values: dict[str, Tensor] = {}
+        for name, weight in self.settings.terms.items():
+            term = TERMS[name]
+            searches_student = term.reads == "student"
+            if weight == 0 or (searches_student and scene.student_logits is None):
+                continue
+            if term.reads == "statistics" and not scene.batch:
+                continue
+            value = term.compute(scene)
+            values[name] = value.detach()
+            total = total + (weight * adversarial if searches_student else weight) * value
+        return total, values
+
+    def _copy_base_into(self, fast: nn.Module) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(fast.parameters()), list(self.base.parameters()))
+            torch._foreach_copy_(list(fast.buffers()), list(self.base.buffers()))
+
+    @torch.no_grad()
+    def _move_base(self, summed: list[Tensor]) -> None:
+        base, fast = list(self.base.parameters()), list(self.adapted.parameters())
+        if self.settings.meta == "continue":
+            torch._foreach_copy_(base, fast)
+        else:
+            toward = summed or torch._foreach_sub(base, fast)
+            for parameter, gradient in zip(base, toward, strict=True):
+                parameter.grad = gradient
+            self.base_optimizer.step()
+        torch._foreach_copy_(list(self.base.buffers()), list(self.adapted.buffers()))
+
+    @torch.no_grad()
+    def _remember(self, batch: list[tuple[Tensor, Tensor]]) -> None:
+        """Average the statistics over batches: a small batch alone is a noisy witness of a whole data set."""
+        if self.settings.memory == 0:
+            return
+        seen = [(mean.detach(), variance.detach()) for mean, variance in batch]
+        if self.remembered is None:
+            self.remembered = seen
+            return
+        share = 1.0 - self.settings.memory
+        self.remembered = [
+            (torch.lerp(past_mean, mean, share), torch.lerp(past_variance, variance, share))
+            for (past_mean, past_variance), (mean, variance) in zip(self.remembered, seen, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "base": self.base.state_dict(),
+            "base_optimizer": self.base_optimizer.state_dict(),
+            "remembered": self.remembered,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base.load_state_dict(state["base"])
+        self.base_optimizer.load_state_dict(state["base_optimizer"])
+        remembered = state["remembered"]
+        self.remembered = None if remembered is None else [(mean, variance) for mean, variance in remembered]

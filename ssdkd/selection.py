@@ -1,0 +1,83 @@
+"""What is kept and what is replayed: the modulating function, the priority function, and drawing by them.
+
+Pure functions on tensors. N samples in the buffer, M candidates, C classes; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+
+
+def class_counts(classes: Tensor, num_classes: int) -> Tensor:
+    """How many samples of each class: (N,) int64 -> (C,) float."""
+    ones = torch.ones(classes.shape, device=classes.device)
+    return torch.zeros(num_classes, device=classes.device).scatter_add_(0, classes, ones)
+
+
+def log_modulation(classes: Tensor, confidence: Tensor, counts: Tensor, w_div: float, gamma: float) -> Tensor:
+    """log phi = -w_div log(n_c / mean n) + gamma log(1 - p + eps): classes, confidence (N,), counts (C,) -> (N,)."""
+    crowding = torch.log(counts.clamp(min=1.0) / counts.mean().clamp(min=EPSILON))
+    difficulty = torch.log((1.0 - confidence).clamp(min=0.0) + EPSILON)
+    return gamma * difficulty - w_div * crowding[classes]
+
+
+def class_prior(counts: Tensor, w_div: float) -> Tensor:
+    """Probability of each class as the next inversion's target, in proportion to n_c^-w_div: (C,) -> (C,)."""
+    return torch.softmax(-w_div * torch.log(counts + 1.0), dim=0)
+
+
+def log_priority(delta: Tensor, log_phi: Tensor, alpha: float, eta: float) -> Tensor:
+    """log pi = alpha log(delta + eps) + eta log phi: (N,), (N,) -> (N,)."""
+    return alpha * torch.log(delta.clamp(min=0.0) + EPSILON) + eta * log_phi
+
+
+def replay_probabilities(log_pi: Tensor) -> Tensor:
+    """P(i) = pi(i) / sum pi, in double precision so that small shares of large buffers survive: (N,) -> (N,)."""
+    return torch.softmax(log_pi.double(), dim=0)
+
+
+def importance_weights(probabilities: Tensor, beta: float) -> Tensor:
+    """w_i = (N P(i))^-beta / max_j w_j, which lies in (0, 1]: (N,) -> (N,) float."""
+    log_w = -beta * torch.log(probabilities.clamp(min=1e-30) * len(probabilities))
+    return torch.exp(log_w - log_w.max()).float().clamp(min=1e-12)
+
+
+def draw(probabilities: Tensor, how_many: int, generator: torch.Generator) -> Tensor:
+    """Draw with replacement in proportion to P, stratified: (N,) -> (how_many,) int64 in random order.
+
+    One draw falls into each of `how_many` equal slices of the cumulative distribution, so that every sample
+    comes up within one of its expected number of times; uniform P gives whole epochs, not coin tosses.
+    """
+    device = probabilities.device
+    offsets = torch.rand(how_many, generator=generator, device=device, dtype=torch.float64)
+    cumulative = probabilities.cumsum(0)
+    points = (torch.arange(how_many, device=device) + offsets) / how_many * cumulative[-1]
+    indices = torch.searchsorted(cumulative, points, right=True).clamp_(max=len(probabilities) - 1)
+    return indices[torch.randperm(how_many, generator=generator, device=device)]
+
+
+def gumbel_noise(how_many: int, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise (how_many,): the top k of log phi + noise sample k without replacement by phi."""
+    uniform = torch.rand(how_many, generator=generator, device=generator.device)
+    return -torch.log(-torch.log(uniform.clamp(min=1e-20, max=1.0 - 1e-7)))
+
+
+def exchange(slot_scores: Tensor, candidate_scores: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which slots give way to which candidates so that the highest scores stay, at most `limit` of them.
+
+    The j-th best candidate meets the j-th worst slot and wins if its score is higher; for limit >= M the
+    outcome is exactly the top N of both together.
+
+        slots, ascending        0.1  0.4  0.7  0.9 ...
+        candidates, descending  2.0  0.8  0.3
+        accepted                yes  yes  no
+
+    (N,), (M,) -> slots (K,), winners (K,), accepted (K,) bool, with K = min(limit, M, N).
+    """
+    pairs = min(limit, len(candidate_scores), len(slot_scores))
+    worst, slots = torch.topk(slot_scores, pairs, largest=False)
+    best, winners = torch.topk(candidate_scores, pairs)
+    return slots, winners, best > worst

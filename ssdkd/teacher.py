@@ -1,0 +1,137 @@
+"""Train a teacher on real data, for those who have none: `python -m ssdkd.teacher --dataset mnist ...`.
+
+This is the one place where real images train a network, and that network is never a student.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdkd.buffer import random_views, render
+from ssdkd.config import option, parse_command_line
+from ssdkd.data import LabelledImages, load_dataset
+from ssdkd.devices import autocast_for, choose_device
+from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.evaluation import accuracy, predictions
+from ssdkd.models import count_multiply_adds, create_model, save_weights
+
+
+@dataclass
+class TeacherTraining:
+    """One teacher, trained by SGD with a one-cycle learning rate."""
+
+    model: str = option("lenet5", "registered model, or an import path such as my_pkg.nets:build")
+    arguments: dict[str, Any] = option({}, "keyword arguments of the model")
+    dataset: str = option("mnist", "training and evaluation set")
+    data_root: str | None = option(None, "where it lies")
+    epochs: int = option(10, "passes over the training images", low=1)
+    batch: int = option(128, "images in a step", low=1)
+    learning_rate: float = option(0.1, "the largest learning rate", low=0)
+    weight_decay: float = option(5e-4, "weight decay", low=0)
+    shift: int = option(0, "random shifts of the images, in pixels", low=0)
+    limit: int | None = option(None, "use so many training images only", low=1)
+    seed: int = option(0, "everything random follows from it", low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    precision: str = option("auto", "arithmetic", choices=("auto", "float32", "bfloat16"))
+    out: str = option("teacher.safetensors", "file to write")
+
+
+def train(
+    model: nn.Module,
+    data: LabelledImages,
+    options: TeacherTraining,
+    device: torch.device,
+    report: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> nn.Module:
+    """Train `model` on `data` and return it in evaluation mode; `report` hears each epoch's mean loss."""
+    spec = data.spec
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    random = torch.Generator(device).manual_seed(options.seed)
+    images = data.images.permute(0, 2, 3, 1).contiguous().to(device)
+    labels = data.labels.to(device)
+    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    work = count_multiply_adds(model, (spec.channels, spec.height, spec.width))
+    autocast = autocast_for(options.precision, device, work)
+    batch = min(options.batch, len(labels))
+    steps = max(1, len(labels) // batch)
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.learning_rate, 0.9, nesterov=True, weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.epochs * steps, pct_start=0.2
+    )
+    for epoch in range(options.epochs):
+        order = torch.randperm(len(labels), generator=random, device=device)
+        total = torch.zeros((), device=device)
+        for rows in order[: steps * batch].view(steps, batch):
+            views = random_views(len(rows), 2, options.shift, spec.flip, random)[:, 1]
+            inputs: Tensor = (render(images, rows, views).float() / 255.0 - mean) / std
+            with autocast:
+                logits = model(inputs).float()
+            loss = F.cross_entropy(logits, labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        report(epoch + 1, total.item() / steps)
+    return model.eval()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    options, _ = parse_command_line(
+        TeacherTraining, argv, prog="python -m ssdkd.teacher", description="Train a teacher on real data."
+    )
+    device = choose_device(options.device)
+    out = Path(options.out)
+    if not out.parent.is_dir():
+        raise ConfigError(f"out: the folder {out.parent} does not exist; make it or choose another.")
+    torch.manual_seed(options.seed)
+    train_set = load_dataset(options.dataset, options.data_root, "train", limit=options.limit)
+    test_set = load_dataset(options.dataset, options.data_root, "test")
+    spec = train_set.spec
+    model = create_model(
+        options.model,
+        num_classes=spec.num_classes,
+        in_channels=spec.channels,
+        image_size=min(spec.height, spec.width),
+        **options.arguments,
+    )
+    start = time.perf_counter()
+    train(
+        model,
+        train_set,
+        options,
+        device,
+        lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True),
+    )
+    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    autocast = autocast_for("float32", device, 0)
+    value = accuracy(predictions(model, test_set.images, mean, std, autocast), test_set.labels)
+    save_weights(model, out)
+    print(f"test accuracy {value:.2f} % after {time.perf_counter() - start:.0f} s; weights in {out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    try:
+        run(argv)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
