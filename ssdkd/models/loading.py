@@ -4,12 +4,9 @@ A file either fits the model completely or the model is left untouched, and no f
 claim more memory than its size justifies.
 """
 
-import contextlib
-import json
 import os
 import pickle
 import re
-import secrets
 import struct
 import warnings
 import zipfile
@@ -17,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from ssdkd.errors import CheckpointError
+from ssdkd.files import read_safetensors, write_safetensors
 from ssdkd.models.wording import in_one_line
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -79,15 +76,17 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"weights cannot be saved as {path}: let the name end in .safetensors.")
     state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name: value
         for name, value in _unwrapped(model).state_dict().items()
         if isinstance(value, torch.Tensor)
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, safetensors.torch.save(state, metadata={"format": "pt"}))
+        write_safetensors(path, state, {"format": "pt"})
     except OSError as error:
         raise CheckpointError(f"weights cannot be saved as {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"weights cannot be saved as {path}: {error}.") from error
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, torch.Tensor]]:
@@ -108,44 +107,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, torch.Tensor]]:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    data = path.read_bytes()
-    _check_safetensors_sizes(path, data)
-    try:
-        return safetensors.torch.load(data)
-    except Exception as error:  # the library raises several kinds for malformed headers
-        raise CheckpointError(
-            f"weights file {path} is not a valid safetensors file ({in_one_line(error)}): "
-            "copy or save it again."
-        ) from error
-
-
-def _check_safetensors_sizes(path: Path, data: bytes) -> None:
-    """Compare what the header promises with the bytes that are there, before anything is allocated for it."""
-    damaged = f"weights file {path} is damaged or cut short"
-    if len(data) < 8:
-        raise CheckpointError(
-            f"{damaged}: it has {len(data)} bytes, fewer than any safetensors file; copy it again."
-        )
-    (header_length,) = struct.unpack("<Q", data[:8])
-    if header_length > len(data) - 8:
-        raise CheckpointError(
-            f"{damaged}: its header claims {header_length} bytes but {len(data) - 8} are there; "
-            "copy it again."
-        )
-    try:
-        header = json.loads(data[8 : 8 + header_length])
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        promised = max(ends, default=0)
-        short = promised != len(data) - 8 - header_length
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"weights file {path} has no readable safetensors header: copy or save it again."
-        ) from error
-    if short:
-        raise CheckpointError(
-            f"{damaged}: its header promises {promised} bytes of tensors but "
-            f"{len(data) - 8 - header_length} are there; copy it again."
-        )
+    return read_safetensors(path, "weights file")[0]
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -325,24 +287,3 @@ def _first_few(items: Sequence[str]) -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """A file next to the target takes its name only when every byte is on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":  # the new name must survive a power cut too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
