@@ -1,0 +1,219 @@
+"""Promises of the distiller: the loss it descends, the weights it heeds, what it notes of each sample."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdkd.buffer import ReplayBuffer, Samples, random_views
+from ssdkd.distiller import Distiller, divergence, make_optimizer
+
+CLASSES, SIZE = 4, 6
+MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
+
+
+def random_from(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def linear_student(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
+
+
+def filled_buffer(n: int = 16, views: int = 2) -> ReplayBuffer:
+    generator = random_from(0)
+    buffer = ReplayBuffer(n, (3, SIZE, SIZE), CLASSES, views, torch.device("cpu"))
+    logits = 3 * torch.randn(n, views, CLASSES, generator=generator)
+    made = Samples(
+        images=torch.randint(0, 256, (n, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator),
+        views=random_views(n, views, 1, True, generator),
+        logits=logits,
+        classes=logits[:, 0].argmax(dim=1),
+        confidence=torch.rand(n, generator=generator),
+    )
+    buffer.append(made, delta=1.0, round_index=0)
+    return buffer
+
+
+def distiller(student: nn.Module, learning_rate: float = 0.1, clip: float = 0.0, t: float = 2.0) -> Distiller:
+    optimizer = make_optimizer(student, "sgd", learning_rate, 0.0, 0.0)
+    return Distiller(student, optimizer, MEAN, STD, t, clip, nullcontext())
+
+
+def plainly(d: Distiller, buffer: ReplayBuffer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Show each image as it is."""
+    return d.to_inputs(buffer.images[rows].permute(0, 3, 1, 2)), buffer.logits[rows, 0]
+
+
+def parameters(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+# -- the loss -------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_the_softened_kl_from_teacher_to_student() -> None:
+    teacher, student = torch.randn(2, 5, CLASSES, generator=random_from(1)).unbind()
+    p, q = torch.softmax(teacher / 3.0, dim=1), torch.softmax(student / 3.0, dim=1)
+    assert torch.allclose(divergence(teacher, student, 3.0), 9.0 * (p * (p / q).log()).sum(dim=1), atol=1e-5)
+
+
+def test_divergence_is_zero_only_where_both_say_the_same() -> None:
+    teacher = torch.tensor([[2.0, 0.0, -1.0, 0.5], [2.0, 0.0, -1.0, 0.5]])
+    student = torch.tensor([[5.0, 3.0, 2.0, 3.5], [0.0, 2.0, -1.0, 0.5]])  # the first: shifted by 3
+    same, other = divergence(teacher, student, 4.0).tolist()
+    assert same == pytest.approx(0.0, abs=1e-5)
+    assert other > 0.1
+
+
+def test_divergence_stays_finite_where_the_student_is_sure_and_wrong() -> None:
+    teacher, student = torch.tensor([[300.0, 0.0]]), torch.tensor([[0.0, 300.0]])
+    assert divergence(teacher, student, 1.0).item() == pytest.approx(300.0)
+
+
+def test_inputs_are_pixels_normalised_as_the_teacher_was_taught() -> None:
+    images = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=random_from(0))
+    expected = (images.float() / 255.0 - MEAN) / STD
+    assert torch.allclose(distiller(linear_student()).to_inputs(images), expected, atol=1e-5)
+
+
+# -- a step ---------------------------------------------------------------------------------------------
+
+
+def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
+    student, buffer = linear_student(), filled_buffer()
+    reference = copy.deepcopy(student)
+    weights = torch.rand(16, generator=random_from(3))
+    rows = torch.tensor([[3, 9, 9, 14]])
+    d = distiller(student)
+    replayed = d.replay(buffer, rows, weights, 0.05, lambda batch: plainly(d, buffer, batch))
+    inputs, teacher_logits = plainly(d, buffer, rows[0])
+    log_q = F.log_softmax(reference(inputs) / 2.0, dim=1)
+    p = torch.softmax(teacher_logits / 2.0, dim=1)
+    loss = (weights[rows[0]] * 4.0 * (p * (p.log() - log_q)).sum(dim=1)).mean()
+    loss.backward()
+    expected = torch.cat([(q - 0.05 * q.grad).detach().flatten() for q in reference.parameters()])
+    assert torch.allclose(parameters(student), expected, atol=1e-6)
+    assert replayed.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_sample_without_weight_teaches_nothing() -> None:
+    student, buffer = linear_student(), filled_buffer()
+    before, d = parameters(student), distiller(student)
+    d.replay(buffer, torch.arange(16).view(2, 8), torch.zeros(16), 0.5, lambda b: plainly(d, buffer, b))
+    assert torch.equal(parameters(student), before)
+
+
+def test_replay_brings_the_student_closer_to_the_teacher() -> None:
+    student, buffer = linear_student(), filled_buffer()
+    d = distiller(student)
+    rows = torch.arange(16).repeat(30, 1)
+    show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
+    first = d.replay(buffer, rows[:1], torch.ones(16), 0.05, show)
+    d.replay(buffer, rows, torch.ones(16), 0.05, show)
+    last = d.replay(buffer, rows[:1], torch.ones(16), 0.05, show)
+    assert last.loss < 0.2 * first.loss
+    assert last.agreement > first.agreement
+
+
+def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
+    steps = {}
+    for clip in (0.0, 0.01):
+        student, buffer = linear_student(), filled_buffer()
+        before, d = parameters(student), distiller(student, clip=clip)
+        d.replay(
+            buffer, torch.arange(16)[None], torch.ones(16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b)
+        )
+        steps[clip] = (parameters(student) - before).norm().item()
+    assert steps[0.0] > 0.1
+    assert steps[0.01] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_delta_of_what_was_replayed_is_refreshed_and_of_the_rest_is_not() -> None:
+    student, buffer = linear_student(), filled_buffer()
+    d = distiller(student)
+    rows = torch.tensor([1, 5, 7])
+    with torch.no_grad():
+        inputs, teacher_logits = plainly(d, buffer, rows)
+        expected = divergence(teacher_logits, student(inputs), 2.0)
+    d.replay(buffer, rows[None], torch.ones(16), 0.1, lambda batch: plainly(d, buffer, batch))
+    assert torch.allclose(buffer.delta[rows], expected, atol=1e-5)
+    untouched = [i for i in range(16) if i not in rows.tolist()]
+    assert buffer.delta[untouched].tolist() == [1.0] * 13
+
+
+def test_agreement_is_the_share_of_images_on_which_both_name_the_same_class() -> None:
+    class Says(nn.Module):
+        def __init__(self, logits: Tensor) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(logits)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.logits
+
+    buffer = filled_buffer()
+    said = F.one_hot(buffer.classes[:8], CLASSES).float()
+    said[:2] = said[:2].roll(1, dims=1)
+    student = Says(said)
+    d = distiller(student)
+    replayed = d.replay(
+        buffer, torch.arange(8)[None], torch.ones(16), 0.0, lambda batch: plainly(d, buffer, batch)
+    )
+    assert replayed.agreement.item() == pytest.approx(6 / 8)
+
+
+# -- what is shown --------------------------------------------------------------------------------------
+
+
+def test_a_stored_view_comes_with_the_answer_that_was_stored_for_it() -> None:
+    buffer, d, generator = filled_buffer(views=3), distiller(linear_student()), random_from(2)
+    answers = {tuple(a): (i, v) for i, per in enumerate(buffer.logits.tolist()) for v, a in enumerate(per)}
+    batch = torch.arange(16).repeat(8)
+    inputs, logits = d.show_stored(buffer, batch, generator)
+    found = [answers[tuple(a)] for a in logits.tolist()]
+    assert [i for i, _ in found] == batch.tolist(), "the answer belongs to another image"
+    assert {v for _, v in found} == {0, 1, 2}
+    plain = torch.tensor([v == 0 for _, v in found])
+    expected = d.to_inputs(buffer.images[batch].permute(0, 3, 1, 2))
+    assert torch.equal(inputs[plain], expected[plain])
+
+
+def test_a_new_view_comes_with_what_the_teacher_says_of_it() -> None:
+    buffer, d, teacher = filled_buffer(), distiller(linear_student()), linear_student(7)
+    inputs, logits = d.show_anew(buffer, torch.arange(16), teacher, 2, True, random_from(0))
+    assert torch.allclose(logits, teacher(inputs), atol=1e-5)
+    plain = d.to_inputs(buffer.images.permute(0, 3, 1, 2))
+    assert not torch.equal(inputs, plain), "no view was drawn"
+    unmoved, _ = d.show_anew(buffer, torch.arange(16), teacher, 0, False, random_from(0))
+    assert torch.equal(unmoved, plain)
+    assert not logits.requires_grad
+
+
+# -- the optimiser --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_every_named_optimiser_learns(name: str) -> None:
+    student, buffer = linear_student(), filled_buffer()
+    optimizer = make_optimizer(student, name, 0.01, 0.9, 1e-4)
+    d = Distiller(student, optimizer, MEAN, STD, 2.0, 0.0, nullcontext())
+    show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
+    rows = torch.arange(16).repeat(40, 1)
+    first = d.replay(buffer, rows[:1], torch.ones(16), 0.01, show).loss
+    d.replay(buffer, rows, torch.ones(16), 0.01, show)
+    assert d.replay(buffer, rows[:1], torch.ones(16), 0.01, show).loss < 0.5 * first
+
+
+def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
+    student, buffer = linear_student(), filled_buffer()
+    student[1].weight.requires_grad_(False)
+    weight, bias = student[1].weight.clone(), student[1].bias.detach().clone()
+    d = distiller(student)
+    d.replay(buffer, torch.arange(16)[None], torch.ones(16), 0.1, lambda batch: plainly(d, buffer, batch))
+    assert torch.equal(student[1].weight, weight)
+    assert not torch.equal(student[1].bias, bias)

@@ -1,0 +1,476 @@
+"""Promises of the engine: an honest budget, a probe nobody can bend, and runs that repeat to the byte."""
+
+import copy
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ssdkd
+from ssdkd.buffer import Samples, random_views, render
+from ssdkd.coefficients import Coefficients
+from ssdkd.config import RunConfig, from_mapping, read_yaml
+from ssdkd.data import ImageSpec, dataset_spec, load_dataset
+from ssdkd.engine import Candidates, Engine, Statistics
+from ssdkd.errors import ConfigError
+from ssdkd.models import create_model, load_weights
+
+DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
+TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+TINY: dict[str, Any] = {
+    "rounds": 4,
+    "inversion": {"images": 32, "steps": 2, "width": 8, "latent": 16, "warmup": 4},
+    "buffer": {"capacity": 80, "views": 3, "shift": 1},
+    "distillation": {"batch": 32, "steps": 4},
+    "probe": {"images": 40},
+}
+STEERED = Coefficients(
+    w_div=1.5, gamma=1.0, refresh=0.4, alpha=1.0, beta=0.7, eta=0.5, adversarial=2.0, effort=2.0
+)
+
+
+def changed(**groups: Any) -> dict[str, Any]:
+    """TINY with some settings replaced, group by group."""
+    merged = copy.deepcopy(TINY)
+    for name, values in groups.items():
+        merged[name] = merged.get(name, {}) | values if isinstance(values, dict) else values
+    return merged
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def digits_teacher() -> nn.Module:
+    arguments = read_yaml("digits")[0]["teacher"]["arguments"]
+    teacher = seeded(lambda: create_model("convnet", **TASK, **arguments), 0)
+    load_weights(teacher, DIGITS_TEACHER)
+    return teacher
+
+
+def small_student(seed: int = 0, **arguments: Any) -> nn.Module:
+    return seeded(lambda: create_model("convnet_small", **TASK, **arguments), seed)
+
+
+def tiny_engine(
+    options: dict[str, Any] = TINY,
+    *,
+    spec: ImageSpec | None = None,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    evaluate: bool = False,
+) -> Engine:
+    return Engine(
+        digits_teacher() if teacher is None else teacher,
+        small_student() if student is None else student,
+        dataset_spec("digits") if spec is None else spec,
+        from_mapping(RunConfig, options),
+        torch.device("cpu"),
+        load_dataset("digits", None, "test") if evaluate else None,
+    )
+
+
+def drive(engine: Engine, coefficients: Coefficients, rounds: int | None = None) -> list[Statistics]:
+    """Run the loop, to its end or for some rounds -> the statistics of the warm-up and of each round."""
+    loop = engine.loop()
+    seen = [next(loop)]
+    while rounds is None or len(seen) <= rounds:
+        try:
+            seen.append(loop.send(coefficients))
+        except StopIteration:
+            break
+    return seen
+
+
+def to_bytes(model: nn.Module) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in model.state_dict().values())
+
+
+# -- the loop and its budget ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_a_budget_in_rounds_is_that_many_rounds_of_neutral_effort(rounds: int) -> None:
+    engine = tiny_engine(changed(rounds=rounds))
+    drive(engine, Coefficients())
+    assert engine.round == rounds
+    assert engine.spent == pytest.approx(engine.budget)
+    assert engine.finished
+    assert engine.progress == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("effort", [0.25, 2.0, 4.0])
+def test_effort_trades_rounds_for_student_steps_within_the_budget(effort: float) -> None:
+    heavy_steps = changed(rounds=8, distillation={"steps": 40})
+    engine = tiny_engine(heavy_steps)
+    seen = drive(engine, Coefficients(effort=effort))
+    one_round = engine.round_cost(round(40 * effort))
+    assert abs(engine.budget - engine.spent) <= one_round
+    assert engine.spent <= engine.budget + one_round
+    assert [s["student_steps"] for s in seen[1:]] == [round(40 * effort)] * engine.round
+    if effort > 1:
+        assert engine.round < 8
+    if effort < 1:
+        assert engine.round > 8
+
+
+def test_double_effort_costs_exactly_the_additional_student_steps() -> None:
+    engine = tiny_engine()
+    assert engine.round_cost(8) - engine.round_cost(4) == pytest.approx(4 * 32)
+    assert engine.round_cost(0) > 0, "making samples is not free"
+
+
+def test_a_loop_gives_statistics_for_the_warm_up_and_every_round() -> None:
+    engine = tiny_engine()
+    seen = drive(engine, Coefficients())
+    assert [s["round"] for s in seen] == [0, 1, 2, 3, 4]
+    assert [s["synthesized"] for s in seen] == sorted(s["synthesized"] for s in seen)
+    assert seen[0]["progress"] == 0
+    assert all(set(s) == set(seen[1]) for s in seen[2:])
+    assert all(torch.isfinite(torch.tensor(list(s.values()))).all() for s in seen)
+
+
+def test_the_learning_rate_falls_with_the_budget() -> None:
+    engine = tiny_engine()
+    rates = [s["learning_rate_fraction"] for s in drive(engine, Coefficients())]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01
+    steady = drive(tiny_engine(changed(distillation={"schedule": "constant"})), Coefficients())
+    assert {s["learning_rate_fraction"] for s in steady} == {1.0}
+
+
+def test_the_student_comes_to_do_the_teachers_job() -> None:
+    """On digits that nobody trained on: from guessing to most of them right, in seconds."""
+    engine = tiny_engine(
+        changed(
+            rounds=25,
+            inversion={
+                "images": 64,
+                "steps": 3,
+                "width": 16,
+                "warmup": 20,
+                "conditional": False,
+                "memory": 0.0,
+            },
+            buffer={"capacity": 400},
+            distillation={"batch": 64, "steps": 10, "temperature": 10.0},
+        ),
+        evaluate=True,
+    )
+    before = engine.accuracy(engine.student)
+    seen = drive(engine, Coefficients())
+    after = engine.accuracy(engine.student)
+    assert before is not None
+    assert after is not None
+    assert before < 30
+    assert after > 55
+    assert seen[-1]["probe_kl"] < 0.5 * seen[0]["probe_kl"]
+    assert seen[-1]["probe_agreement"] > seen[0]["probe_agreement"] + 0.3
+
+
+# -- the probe ------------------------------------------------------------------------------------------
+
+
+def test_the_probe_is_the_same_whatever_is_decided_and_whoever_learns() -> None:
+    calm, steered = tiny_engine(), tiny_engine()
+    other = tiny_engine(student=small_student(seed=5, widths=[4, 8, 8]))
+    drive(calm, Coefficients())
+    drive(steered, STEERED)
+    other.warm_up()
+    assert len(calm.probe) == 40
+    for engine in (steered, other):
+        assert torch.equal(calm.probe, engine.probe)
+        assert torch.equal(calm.probe_logits, engine.probe_logits)
+    assert to_bytes(calm.student) != to_bytes(steered.student)
+
+
+def test_another_seed_gives_another_probe() -> None:
+    one, two = tiny_engine(changed(seed=1)), tiny_engine(changed(seed=2))
+    one.warm_up()
+    two.warm_up()
+    assert not torch.equal(one.probe, two.probe)
+
+
+def test_no_probe_image_is_ever_in_the_buffer() -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(refresh=0.5))
+    held = engine.distiller.to_inputs(engine.buffer.filled().images.permute(0, 3, 1, 2)).flatten(1)
+    probed = engine.probe.flatten(1)
+    assert torch.cdist(probed, held).min() > 1e-3
+
+
+# -- the same run, to the byte --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("views", [3, 0])
+def test_the_same_seed_and_coefficients_give_the_same_student(views: int) -> None:
+    options = changed(buffer={"views": views})
+    students = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        engine = tiny_engine(options)
+        drive(engine, STEERED)
+        students.append(to_bytes(engine.student))
+    assert students[0] == students[1]
+    other = tiny_engine(options | {"seed": 1})
+    drive(other, STEERED)
+    assert to_bytes(other.student) != students[0]
+
+
+class Forgetful(nn.Module):
+    """A student with dropout: what PyTorch's own generator gives is part of the run, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = create_model("convnet_small", **TASK)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.net(self.drop(inputs))
+
+
+def test_an_evaluation_set_changes_nothing_about_the_student() -> None:
+    blind = tiny_engine(student=seeded(Forgetful, 0))
+    watched = tiny_engine(student=seeded(Forgetful, 0), evaluate=True)
+    torch.manual_seed(0)
+    drive(blind, STEERED)
+    torch.manual_seed(0)
+    loop = watched.loop()
+    next(loop)
+    accuracies = []
+    while not watched.finished:
+        loop.send(STEERED)
+        accuracies.append(watched.accuracy(watched.student))
+    assert len(accuracies) >= 2
+    assert all(a is not None and 0 <= a <= 100 for a in accuracies)
+    assert to_bytes(blind.student) == to_bytes(watched.student)
+    assert blind.accuracy(blind.student) is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("views", [3, 0])
+def test_a_run_that_was_cut_and_restored_ends_like_one_that_was_not(optimizer: str, views: int) -> None:
+    options = changed(
+        rounds=5,
+        buffer={"views": views},
+        distillation={"optimizer": optimizer, "learning_rate": 0.01},
+        inversion={"memory": 0.5},
+    )
+
+    def build() -> Engine:
+        engine = tiny_engine(options, student=seeded(Forgetful, 0))
+        torch.manual_seed(0)
+        return engine
+
+    whole = build()
+    drive(whole, STEERED, rounds=2)
+    drive(whole, Coefficients())
+    cut = build()
+    drive(cut, STEERED, rounds=2)
+    file = io.BytesIO()
+    torch.save(cut.state_dict(), file)
+    file.seek(0)
+    restored = tiny_engine(options, student=seeded(Forgetful, 8))
+    torch.manual_seed(99)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    last = drive(restored, Coefficients())
+    assert to_bytes(restored.student) == to_bytes(whole.student)
+    assert (restored.round, restored.spent) == (whole.round, whole.spent)
+    for name in ("images", "logits", "delta", "entered", "visits"):
+        assert torch.equal(getattr(restored.buffer, name), getattr(whole.buffer, name)), name
+    timed = {"seconds"}
+    assert {k: v for k, v in last[-1].items() if k not in timed} == {
+        k: v for k, v in whole.statistics.items() if k not in timed
+    }
+
+
+# -- teacher, buffer and views --------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_teacher_as_it_was() -> None:
+    engine = tiny_engine()
+    before = to_bytes(engine.teacher)
+    drive(engine, STEERED)
+    assert to_bytes(engine.teacher) == before
+    assert all(p.grad is None and not p.requires_grad for p in engine.teacher.parameters())
+    assert not engine.teacher.training
+
+
+def test_making_samples_leaves_the_student_as_it_was() -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(), rounds=1)
+    engine.student.train()
+    before = to_bytes(engine.student)
+    engine.keep(engine.invert(STEERED), STEERED)
+    assert to_bytes(engine.student) == before
+
+
+def test_stored_logits_are_what_the_teacher_says_of_the_stored_view() -> None:
+    spec = dataclasses.replace(dataset_spec("digits"), flip=True)
+    engine = tiny_engine(changed(buffer={"shift": 2}), spec=spec)
+    drive(engine, Coefficients(refresh=0.5))
+    buffer, n = engine.buffer, engine.buffer.size
+    assert buffer.entered[:n].max() >= 2, "nothing was exchanged"
+    assert buffer.views[:n, 1:].abs().amax(dim=(0, 1)).tolist() == [2, 2, 1]
+    rows = torch.arange(n)
+    with torch.no_grad():
+        for view in range(3):
+            shown = render(buffer.images, rows, buffer.views[:n, view])
+            answers = engine.teacher(engine.distiller.to_inputs(shown))
+            assert torch.allclose(answers, buffer.logits[:n, view], atol=1e-4)
+    confidence, classes = torch.softmax(buffer.logits[:n, 0], dim=1).max(dim=1)
+    assert torch.equal(classes, buffer.classes[:n])
+    assert torch.allclose(confidence, buffer.confidence[:n], atol=1e-5)
+
+
+def test_the_buffer_fills_and_turns_over_no_faster_than_refresh() -> None:
+    engine = tiny_engine(changed(rounds=3))
+    drive(engine, Coefficients(), rounds=1)
+    assert engine.buffer.size == 80, "the warm-up and one round fill it"
+    for refresh in (0.05, 0.2):
+        before = engine.buffer.images.clone()
+        candidates = engine.invert(Coefficients())
+        engine.keep(candidates, Coefficients(refresh=refresh))
+        turned = (engine.buffer.images != before).flatten(1).any(dim=1).sum().item()
+        assert 0 < turned <= refresh * 80
+
+
+def test_every_draw_of_the_run_is_counted_as_a_visit() -> None:
+    engine = tiny_engine(changed(inversion={"warmup": 8}))
+    drive(engine, Coefficients(refresh=0.02), rounds=1)
+    assert engine.buffer.visits.sum().item() == 4 * 32
+
+
+# -- what the coefficients steer ------------------------------------------------------------------------
+
+
+def candidates_of(engine: Engine, classes: torch.Tensor, confidence: torch.Tensor) -> Candidates:
+    generator = torch.Generator().manual_seed(0)
+    n, views = len(classes), engine.stored_views
+    samples = Samples(
+        images=torch.randint(0, 256, (n, 8, 8, 1), dtype=torch.uint8, generator=generator),
+        views=random_views(n, views, 0, False, generator),
+        logits=torch.zeros(n, views, 10),
+        classes=classes,
+        confidence=confidence,
+    )
+    return Candidates(samples, torch.ones(n))
+
+
+def kept_classes(coefficients: Coefficients) -> torch.Tensor:
+    """Fill the buffer from a stream in which class 0 has nine parts of ten -> the classes it ends with."""
+    engine = tiny_engine(changed(buffer={"capacity": 200}))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        classes = torch.where(
+            torch.rand(50, generator=generator) < 0.9, 0, torch.randint(1, 10, (50,), generator=generator)
+        )
+        engine.keep(candidates_of(engine, classes, torch.full((50,), 0.5)), coefficients)
+    return torch.bincount(engine.buffer.filled().classes, minlength=10) / 200
+
+
+def test_w_div_keeps_a_balanced_buffer_out_of_a_skewed_stream() -> None:
+    plain = kept_classes(Coefficients(refresh=0.2))
+    balanced = kept_classes(Coefficients(refresh=0.2, w_div=2.0))
+    assert plain[0] > 0.75
+    assert balanced[0] < 0.5
+    assert balanced[1:].min() > 0
+
+
+@pytest.mark.parametrize(("gamma", "sign"), [(2.0, -1), (-2.0, 1)])
+def test_gamma_keeps_hard_or_easy_samples(gamma: float, sign: int) -> None:
+    def mean_confidence(coefficients: Coefficients) -> float:
+        engine = tiny_engine(changed(buffer={"capacity": 100}))
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(20):
+            confidence = torch.rand(50, generator=generator)
+            engine.keep(candidates_of(engine, torch.arange(50) % 10, confidence), coefficients)
+        return engine.buffer.filled().confidence.mean().item()
+
+    neutral = mean_confidence(Coefficients(refresh=0.3))
+    steered = mean_confidence(Coefficients(refresh=0.3, gamma=gamma))
+    assert neutral == pytest.approx(0.5, abs=0.1)
+    assert sign * (steered - neutral) > 0.15
+
+
+def test_w_div_makes_more_of_the_classes_that_the_buffer_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(changed(inversion={"images": 200}))
+    engine.keep(
+        candidates_of(engine, torch.tensor([0] * 45 + [1] * 5), torch.full((50,), 0.5)), Coefficients()
+    )
+    wanted: list[torch.Tensor] = []
+    invert = engine.inverter.invert
+
+    def listen(targets: torch.Tensor, *rest: Any) -> Any:
+        wanted.append(torch.bincount(targets, minlength=10))
+        return invert(targets, *rest)
+
+    monkeypatch.setattr(engine.inverter, "invert", listen)
+    engine.invert(Coefficients(w_div=0.0))
+    engine.invert(Coefficients(w_div=1.0))
+    even, lacking = wanted
+    assert even.tolist() == [20] * 10
+    assert lacking[0] < lacking[1] < lacking[2:].min()
+
+
+def test_alpha_replays_more_of_what_the_student_has_not_learned() -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(), rounds=1)
+    n = engine.buffer.size
+    engine.buffer.delta[:n] = torch.linspace(0.01, 1.0, n)
+    neutral = engine.replay_probabilities(Coefficients())
+    steered = engine.replay_probabilities(Coefficients(alpha=1.0))
+    assert neutral.tolist() == pytest.approx([1 / n] * n)
+    assert (steered[1:] > steered[:-1]).all()
+    assert steered[-1] > 50 * steered[0]
+
+
+# -- odd but normal cases -------------------------------------------------------------------------------
+
+
+def test_a_teacher_without_batch_norm_runs_and_its_loss_has_other_terms() -> None:
+    teacher = seeded(lambda: create_model("convnet", **TASK, batch_norm=False), 3)
+    engine = tiny_engine(teacher=teacher)
+    seen = drive(engine, Coefficients())
+    assert "batch_norm" not in engine.terms
+    assert "term_batch_norm" not in seen[-1]
+    assert {"term_one_hot", "term_adversarial", "term_activation"} <= set(seen[-1])
+    assert "term_batch_norm" in drive(tiny_engine(), Coefficients(), rounds=1)[-1]
+
+
+def test_an_unknown_loss_term_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"'one_hott'.*one_hot"):
+        tiny_engine(changed(inversion={"terms": {"one_hott": 1.0}}))
+
+
+@pytest.mark.xfail(reason="the gradient of an empty loss is asked for", strict=True, raises=RuntimeError)
+@pytest.mark.parametrize("terms", [{}, {"one_hot": 0.0}, {"adversarial": 1.0}])
+def test_terms_that_leave_nothing_to_search_for_are_refused(terms: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"inversion\.terms"):
+        tiny_engine(changed(inversion={"terms": terms})).warm_up()
+
+
+@pytest.mark.xfail(reason="mirrored twice, pixels of another image are read", strict=True)
+def test_a_shift_as_large_as_the_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shift"):
+        drive(tiny_engine(changed(buffer={"shift": 8})), Coefficients())
+
+
+def test_a_probe_and_a_buffer_larger_than_what_is_made_at_first_are_fine() -> None:
+    engine = tiny_engine(
+        changed(
+            rounds=2, inversion={"images": 5, "warmup": 1}, buffer={"capacity": 500}, probe={"images": 13}
+        )
+    )
+    drive(engine, STEERED)
+    assert len(engine.probe) == 13
+    assert 0 < engine.buffer.size < 500
+    assert engine.finished

@@ -1,0 +1,134 @@
+"""Promises of `python -m ssdkd.teacher`: it learns, repeats itself, and writes weights that load."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssdkd import teacher
+from ssdkd.data import LabelledImages, load_dataset
+from ssdkd.models import create_model, load_weights
+from ssdkd.teacher import TeacherTraining
+
+TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+
+
+@pytest.fixture(scope="module")
+def digits() -> LabelledImages:
+    return load_dataset("digits", None, "test")
+
+
+@pytest.fixture(scope="module")
+def digits_file(tmp_path_factory: pytest.TempPathFactory, digits: LabelledImages) -> Path:
+    """Digits as a user would bring them: 260 to learn from, 100 to be measured on."""
+    file = tmp_path_factory.mktemp("data") / "digits.npz"
+    images, labels = digits.images.numpy(), digits.labels.numpy()
+    np.savez(file, x_train=images[:260], y_train=labels[:260], x_test=images[260:], y_test=labels[260:])
+    return file
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *("--model", "convnet_small", "--dataset", "npz", "--data-root", str(data), "--out", str(out)),
+        *("--batch", "32", "--epochs", "12", "--device", "cpu", *more),
+    ]
+
+
+def fresh(seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model("convnet_small", **TASK)
+
+
+def share_right(model: torch.nn.Module, data: LabelledImages) -> float:
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.spec.mean, data.spec.std))
+    with torch.no_grad():
+        logits = model.eval()((data.images.float() / 255.0 - mean) / std)
+    return (logits.argmax(dim=1) == data.labels).float().mean().item()
+
+
+def test_training_teaches_and_hands_back_a_model_ready_to_be_used(digits: LabelledImages) -> None:
+    heard: list[tuple[int, float]] = []
+    options = TeacherTraining(epochs=12, batch=32, shift=1)
+    model = teacher.train(
+        fresh(), digits, options, torch.device("cpu"), lambda epoch, loss: heard.append((epoch, loss))
+    )
+    assert share_right(fresh(), digits) < 0.3
+    assert not model.training
+    assert share_right(model, digits) > 0.9
+    assert [epoch for epoch, _ in heard] == list(range(1, 13))
+    assert heard[-1][1] < 0.5 * heard[0][1]
+
+
+def test_the_seed_decides_the_order_of_the_images(digits: LabelledImages) -> None:
+    weights = [
+        teacher.train(
+            fresh(), digits, TeacherTraining(epochs=1, batch=32, seed=seed), torch.device("cpu")
+        ).linear.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_command_writes_the_teacher_whose_accuracy_it_prints(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.safetensors"
+    assert teacher.main(command(digits_file, out)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("epoch ") == 12
+    assert str(out) in printed
+    told = float(printed.split("test accuracy ")[1].split(" %")[0])
+    assert told > 70
+    model = fresh(seed=5)
+    load_weights(model, out)
+    held_out = load_dataset("npz", digits_file, "test")
+    assert 100 * share_right(model, held_out) == pytest.approx(told, abs=0.01)
+
+
+def test_the_same_command_writes_the_same_file(digits_file: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file, seed in zip(files, ("7", "7", "8"), strict=True):
+        assert teacher.main(command(digits_file, file, "--seed", seed, "--epochs", "1", "--shift", "1")) == 0
+    same, again, other = (file.read_bytes() for file in files)
+    assert same == again
+    assert same != other
+
+
+def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.safetensors"
+    assert teacher.main(command(digits_file, out, "--limit", "20", "--epochs", "1")) == 0
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--out", "no/such/folder/t.safetensors"), "no/such/folder"),
+        (("--dataset", "mnits"), "mnist"),
+        (("--model", "convnett"), "convnet"),
+        (("--epochs", "0"), "epochs"),
+        (("--epoch", "3"), "--epochs"),
+        (("--device", "tpu"), "tpu"),
+        (("--dataset", "digits"), "digits"),
+        (("--data-root", "no/such/file.npz"), "no/such/file.npz"),
+        (("--precision", "half"), "bfloat16"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_two(
+    digits_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    says: str,
+) -> None:
+    out = tmp_path / "t.safetensors"
+    assert teacher.main(command(digits_file, out, *more)) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ")
+    assert told.err.strip().count("\n") == 0
+    assert says in told.err
+    assert told.out == ""
+    assert not out.exists()
