@@ -342,9 +342,7 @@ def _anywhere(data: bytes, seeds: list[bytes], chance: random.Random) -> bytes:
         return head + chance.choice(seeds)[start:]
     if how == 6:
         return (
-            head
-            + struct.pack(chance.choice("<>") + "Q", chance.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1)))
-            + tail
+            head + struct.pack(chance.choice("<>") + "Q", chance.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1))) + tail
         )
     if how == 7 and numbers:
         number = chance.choice(numbers)
@@ -461,11 +459,7 @@ def run_cases(
                 target.read(path)
             outcome = "taken"
         except SsdkdError as error:
-            outcome = (
-                "refused"
-                if str(error) and len(str(error)) < 5000
-                else f"message of {len(str(error))} characters"
-            )
+            outcome = "refused" if str(error) and len(str(error)) < 5000 else f"message of {len(str(error))} characters"
         except (Exception, TooSlow) as error:
             outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
         if trace.exists():
@@ -531,9 +525,7 @@ def fuzz(target: Target, seed: int, count: int, workers: int) -> Tally:
 
 def _end_of(exit_code: int | None) -> str:
     killed = exit_code == -signal.SIGKILL
-    return (
-        f"took more than {2 * MOST_SECONDS} s or all memory" if killed else f"the process died ({exit_code})"
-    )
+    return f"took more than {2 * MOST_SECONDS} s or all memory" if killed else f"the process died ({exit_code})"
 
 
 def repeat(target: Target, seed: int, case: int) -> int:
@@ -569,10 +561,7 @@ def main() -> int:
             parser.error("--case needs --target")
         return repeat(chosen[0], given.seed, given.case)
 
-    print(
-        f"{'target':22}{'cases':>8}{'taken':>8}{'refused':>9}{'findings':>10}"
-        f"{'s':>7}{'slowest ms':>12}{'MiB':>6}"
-    )
+    print(f"{'target':22}{'cases':>8}{'taken':>8}{'refused':>9}{'findings':>10}{'s':>7}{'slowest ms':>12}{'MiB':>6}")
     findings: list[str] = []
     for number, target in enumerate(chosen):
         count = given.cases // len(chosen) + (number < given.cases % len(chosen))

@@ -92,9 +92,7 @@ class ReplayBuffer:
     def filled(self) -> Samples:
         """The samples held now, as views into the buffer."""
         n = self.size
-        return Samples(
-            self.images[:n], self.views[:n], self.logits[:n], self.classes[:n], self.confidence[:n]
-        )
+        return Samples(self.images[:n], self.views[:n], self.logits[:n], self.classes[:n], self.confidence[:n])
 
     def append(self, samples: Samples, delta: float, round_index: int) -> int:
         """Put as many samples into free slots as there are; returns how many went in."""

@@ -181,9 +181,7 @@ def _encoded(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> 
         try:
             shared = torch.from_numpy(np.array(value))
         except (TypeError, ValueError) as error:  # strings, objects, foreign byte order
-            raise CheckpointError(
-                f"{where} cannot be saved: a numpy {value.dtype} is not a number here."
-            ) from error
+            raise CheckpointError(f"{where} cannot be saved: a numpy {value.dtype} is not a number here.") from error
         return {"array" if kind is np.ndarray else "scalar": _encoded_tensor(shared, where, tensors)}
     if kind in (list, tuple):
         items = [_encoded(item, f"{where}[{index}]", tensors, depth + 1) for index, item in enumerate(value)]
@@ -192,15 +190,11 @@ def _encoded(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> 
         pairs = []
         for key, item in value.items():
             if type(key) not in (str, int):
-                raise CheckpointError(
-                    f"{where} cannot be saved: its key {key!r} is neither text nor whole number."
-                )
+                raise CheckpointError(f"{where} cannot be saved: its key {key!r} is neither text nor whole number.")
             inner = _encoded(item, f"{where}[{key!r}]", tensors, depth + 1)
             pairs.append([_encoded(key, where, tensors, 0), inner])
         return {"dict": pairs}
-    raise CheckpointError(
-        f"{where} cannot be saved: a {kind.__module__}.{kind.__qualname__} is not plain data."
-    )
+    raise CheckpointError(f"{where} cannot be saved: a {kind.__module__}.{kind.__qualname__} is not plain data.")
 
 
 def _encoded_text(value: str) -> Any:
@@ -236,9 +230,7 @@ def _memory_order(value: Tensor) -> list[int]:
             step *= max(value.shape[dimension], 1)
         if strides == list(value.stride()):
             return order
-    return (
-        by_stride if value.permute(by_stride).is_contiguous() else as_it_is
-    )  # axes of length 1 do not count
+    return by_stride if value.permute(by_stride).is_contiguous() else as_it_is  # axes of length 1 do not count
 
 
 def _decoded(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:

@@ -60,8 +60,8 @@ class Coefficients:
 
     #                             low   high  neutral  ssdkd
     w_div: float = _coefficient(0.00, 2.0, 0.0, 1.0, "class balance of what is kept and of what is made next")
-    gamma: float = _coefficient(-2.0, 4.0, 0.0, 0.5, "difficulty of what is kept: above 0 hard, below 0 easy")
-    refresh: float = _coefficient(0.02, 0.5, 0.1, 0.1, "how much of the buffer may change in a round", True)
+    gamma: float = _coefficient(-2.0, 4.0, 0.0, 0.0, "difficulty of what is kept: above 0 hard, below 0 easy")
+    refresh: float = _coefficient(0.02, 0.5, 0.1, 0.2, "how much of the buffer may change in a round", True)
     alpha: float = _coefficient(0.00, 1.5, 0.0, 0.6, "how strongly replay follows disagreement")
     beta: float = _coefficient(0.00, 1.0, 0.0, (0.4, 1.0), "how fully weights undo the bias of replay")
     eta: float = _coefficient(0.00, 1.0, 0.0, 0.0, "how much the modulating function also steers replay")

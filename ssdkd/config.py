@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 import typing
 from collections.abc import Sequence
@@ -24,9 +25,16 @@ from ssdkd.errors import ConfigError
 Schema = TypeVar("Schema")
 
 
-def option(default: Any, meaning: str, *, choices: Sequence[str] = (), low: float | None = None) -> Any:
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
     """A field of the schema: its default, one line of meaning, and what it may be."""
-    meta = {"meaning": meaning, "choices": tuple(choices), "low": low}
+    meta = {"meaning": meaning, "choices": tuple(choices), "low": low, "high": high}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -40,9 +48,7 @@ def group(schema: type[Any], meaning: str) -> Any:
 @dataclass
 class TeacherConfig:
     name: str = option("convnet", "registered model, or an import path such as my_pkg.nets:build")
-    checkpoint: str | None = option(
-        None, "weights: .safetensors, or .pth read as data only; 'embedded' ships"
-    )
+    checkpoint: str | None = option(None, "weights: .safetensors, or .pth read as data only; 'embedded' ships")
     arguments: dict[str, Any] = option({}, "keyword arguments of the model")
 
 
@@ -71,24 +77,20 @@ class InversionConfig:
     steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
     latent: int = option(128, "size of the latent vector", low=1)
     width: int = option(32, "channels of the generator's last block", low=1)
-    conditional: bool = option(True, "whether the generator is told the target class")
+    conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)
     meta_rate: float = option(3e-3, "learning rate of the base generator", low=0)
     meta: str = option("fomaml", "how the base follows", choices=("fomaml", "reptile", "continue"))
-    memory: float = option(0.9, "share of earlier batches in the batch-norm statistics", low=0)
+    memory: float = option(0.0, "share of earlier batches in the batch-norm statistics", low=0, high=0.99)
     warmup: int = option(20, "rounds of inversion before the first student step", low=1)
-    terms: dict[str, float] | None = option(
-        None, "weight of each loss term; null: chosen by the teacher's layers"
-    )
+    terms: dict[str, float] | None = option(None, "weight of each loss term; null: chosen by the teacher's layers")
 
 
 @dataclass
 class BufferConfig:
     capacity: int = option(1000, "synthetic images kept", low=1)
-    views: int = option(
-        4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0
-    )
+    views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
 
 
@@ -113,9 +115,15 @@ class ProbeConfig:
 @dataclass
 class TrackingConfig:
     metrics_every: int = option(1, "rounds between lines of metrics.jsonl", low=1)
-    evaluate_every: int = option(
-        10, "rounds between measurements on the evaluation set; 0: only at the end", low=0
-    )
+    evaluate_every: int = option(10, "rounds between measurements on the evaluation set; 0: only at the end", low=0)
+
+
+@dataclass
+class CheckpointConfig:
+    rounds: int = option(100, "rounds between checkpoints; 0: by time alone", low=0)
+    minutes: float = option(2.0, "minutes between checkpoints; 0: by rounds alone", low=0)
+    keep: int = option(2, "how many of the newest are kept", low=1)
+    on_error: str = option("continue", "where one cannot be written", choices=("continue", "stop"))
 
 
 @dataclass
@@ -124,15 +132,13 @@ class RunConfig:
 
     teacher: TeacherConfig = group(TeacherConfig, "the network whose job is to be learned")
     student: StudentConfig = group(StudentConfig, "the network that learns it")
-    dataset: str | None = option(
-        None, "evaluation set: its name also tells image size, classes, normalisation"
-    )
+    dataset: str | None = option(None, "evaluation set: its name also tells image size, classes, normalisation")
     data_root: str | None = option(None, "where the evaluation set lies; null: no accuracy is measured")
     image: ImageConfig = group(ImageConfig, "image size, classes and normalisation")
     policy: str = option("ssdkd", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
     rounds: int | None = option(None, "budget, in rounds of effort 1", low=1)
     minutes: float | None = option(None, "budget, in minutes instead of rounds", low=0)
-    seed: int = option(0, "everything random follows from it", low=0)
+    seed: int = option(0, "everything random follows from it", low=0, high=2**48)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: str = option("auto", "arithmetic of convolutions", choices=("auto", "float32", "bfloat16"))
     compile: bool = option(False, "torch.compile the student's training step")
@@ -143,6 +149,7 @@ class RunConfig:
     distillation: DistillationConfig = group(DistillationConfig, "training the student")
     probe: ProbeConfig = group(ProbeConfig, "measuring progress without data")
     tracking: TrackingConfig = group(TrackingConfig, "what is written down")
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "what a killed run goes on from")
 
 
 def parse_command_line(
@@ -153,10 +160,12 @@ def parse_command_line(
     description: str,
     extra: Sequence[tuple[str, str, Any]] = (),
     default_config: str | None = None,
+    exclusive: Sequence[str] = (),
 ) -> tuple[Schema, argparse.Namespace]:
     """Read `--config`, then every other flag over it: -> the configuration and the values of the `extra` flags.
 
-    `extra` are flags outside the schema: (name, meaning, default). `--help` and `--print-config` end the process.
+    `extra` are flags outside the schema: (name, meaning, default). Of the keys in `exclusive`, one given on the
+    command line unsets the others that the file set. `--help` and `--print-config` end the process.
     """
     parser = _parser(schema, prog, description, extra)
     argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
@@ -164,17 +173,22 @@ def parse_command_line(
     if unknown:
         flag = next((u for u in unknown if u.startswith("-")), unknown[0])
         name = flag.lstrip("-").split("=")[0]
-        raise ConfigError(f"unknown option {flag.split('=')[0]}{_nearest(name, _leaves(schema), '--')}.")
+        raise ConfigError(f"unknown option {_with_dashes(flag.split('=')[0])}{_nearest(name, _leaves(schema), '--')}")
     given = vars(known)
     layers: list[tuple[dict[str, Any], str]] = []
     source = given.pop("config") or default_config
     if source is not None:
         layers.append(read_yaml(source))
     flags: dict[str, Any] = {}
+    leaves = _leaf_types(schema)
     for key, text in given.items():
-        if "." in key or key in {f.name for f in fields(schema)}:  # type: ignore[arg-type]
-            if text is not None:
-                _nest(flags, key, _read_flag(schema, key, text))
+        if key in leaves and text is not None:
+            _nest(flags, key, _read_flag(schema, key, text))
+    given_exclusively = [key for key in exclusive if flags.get(key) is not None]
+    if len(given_exclusively) > 1:
+        raise ConfigError(f"--{given_exclusively[0]} and --{given_exclusively[1]} exclude each other; give one.")
+    if given_exclusively:
+        flags |= {key: None for key in exclusive if key not in given_exclusively}
     layers.append((flags, "the command line"))
     config = build(schema, layers)
     if given["print_config"]:
@@ -190,7 +204,7 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
         _refuse_unknown_keys(schema, values, source)
         try:
             merged = OmegaConf.merge(merged, values)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(_type_message(schema, values, source, error)) from error
     try:
         config = OmegaConf.to_object(merged)
@@ -207,11 +221,7 @@ def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
         shipped = {p.stem: p for folder in _config_folders() for p in sorted(folder.glob("*.yaml"))}
         if path.suffix or len(path.parts) > 1 or name_or_file not in shipped:
             close = difflib.get_close_matches(name_or_file, shipped, 1)
-            hint = (
-                f"did you mean {close[0]}?"
-                if close
-                else f"ready-made ones are: {', '.join(sorted(shipped))}."
-            )
+            hint = f"did you mean {close[0]}?" if close else f"ready-made ones are: {', '.join(sorted(shipped))}."
             raise ConfigError(f"config {name_or_file!r} is neither a file nor a ready-made config; {hint}")
         path = shipped[name_or_file]
     try:
@@ -220,9 +230,28 @@ def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}.") from error
     if values is None:
         values = {}
+    _refuse_unbounded(values, path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__} where settings by name were expected.")
     return values, str(path)
+
+
+def _refuse_unbounded(values: Any, path: Path, most_values: int = 10_000, most_levels: int = 30) -> None:
+    """Refuse what aliases blow up, or what holds itself, before anything walks through it."""
+    level, seen = [values], 0
+    for _ in range(most_levels):
+        below: list[Any] = []
+        for value in level:
+            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            if isinstance(children, list):
+                seen += len(children)
+                if seen > most_values:
+                    raise ConfigError(f"{path} expands to more than {most_values} values; write it without aliases.")
+                below += children
+        if not below:
+            return
+        level = below
+    raise ConfigError(f"{path} nests more than {most_levels} levels deep; a config needs three.")
 
 
 def to_yaml(config: Any) -> str:
@@ -238,13 +267,10 @@ def _config_folders() -> list[Path]:
 def _parser(
     schema: type[Any], prog: str, description: str, extra: Sequence[tuple[str, str, Any]]
 ) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--config", metavar="NAME_OR_FILE", help="a ready-made config by name, or a YAML file"
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="show the effective configuration and stop"
-    )
+    usage = f"{prog} [--config NAME_OR_FILE] [--KEY VALUE ...]"
+    parser = _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a ready-made config by name, or a YAML file")
+    parser.add_argument("--print_config", action="store_true", help="show the effective configuration and stop")
     for name, meaning, default in extra:
         if isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true", help=meaning)
@@ -273,9 +299,7 @@ def _with_underscores(argument: str) -> str:
 def _with_dashes(line: str) -> str:
     start = len(line) - len(line.lstrip())
     words = line[start:].split(" ")
-    return line[:start] + " ".join(
-        w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words
-    )
+    return line[:start] + " ".join(w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words)
 
 
 def _add_flags(parser: argparse.ArgumentParser, schema: type[Any], prefix: str) -> None:
@@ -288,7 +312,7 @@ def _add_flags(parser: argparse.ArgumentParser, schema: type[Any], prefix: str) 
             continue
         titled = titled or parser
         meaning = entry.metadata["meaning"].replace("%", "%%")
-        shown = _show(entry.default if entry.default is not MISSING else entry.default_factory())  # type: ignore[misc]
+        shown = _show(entry.default if entry.default is not MISSING else entry.default_factory())  # type: ignore[misc,operator]
         choices = entry.metadata["choices"]
         what = "|".join(choices) if choices else _type_name(hint)
         flags = {"nargs": "?", "const": "true"} if "true or false" in what else {}
@@ -330,10 +354,8 @@ def _read_flag(schema: type[Any], key: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--{key.replace('_', '-')} {text!r} cannot be read: {_first_line(error)}."
-        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"--{key.replace('_', '-')} {text!r} cannot be read: {_first_line(error)}.") from error
 
 
 def _nest(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -346,10 +368,10 @@ def _nest(tree: dict[str, Any], key: str, value: Any) -> None:
 def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     shown = {k.replace("_", "-") if prefix else k: k for k in known}
     wanted = name.replace("_", "-") if prefix else name
-    close = difflib.get_close_matches(wanted, shown, 1, 0.5)
-    if not close:  # the last part may be right in the wrong group
-        close = [k for k in shown if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    # the last part may be right in the wrong group
+    close = [k for k in shown if k.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]][:1]
+    close = close or difflib.get_close_matches(wanted, shown, 1, 0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else "."
 
 
 def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str, prefix: str = "") -> None:
@@ -358,10 +380,11 @@ def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str,
     for key, value in values.items():
         if not isinstance(key, str) or key not in names:
             here = [prefix + n for n in names]
-            raise ConfigError(f"unknown key {prefix}{key} in {source}{_nearest(f'{prefix}{key}', here)}.")
+            shown = _cut(f"{prefix}{key}")[1:-1]
+            raise ConfigError(f"unknown key {shown} in {source}{_nearest(f'{prefix}{key}', here)}")
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {value!r}.")
+                raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {_cut(value)}.")
             _refuse_unknown_keys(hints[key], value, source, f"{prefix}{key}.")  # type: ignore[arg-type]
 
 
@@ -370,11 +393,26 @@ def _type_message(schema: type[Any], values: dict[str, Any], source: str, error:
     types = _leaf_types(schema)
     leaf = next((k for k in types if key == k or key.startswith((f"{k}.", f"{k}["))), None)
     if leaf is None:
-        return f"{source}: {_first_line(error)}."
+        wrong = next(
+            (
+                k
+                for k, t in types.items()
+                if _type_name(t) == "mapping" and not isinstance(_at(values, k), (dict, type(None)))
+            ),
+            None,
+        )
+        if wrong is None:
+            return f"{source}: {_first_line(error)}."
+        leaf = wrong
+    value = _at(values, leaf)
+    return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {_cut(value)}."
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
     value: Any = values
-    for part in leaf.split("."):
+    for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else value
-    return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {value!r}."
+    return value
 
 
 def _check_values(config: Any, prefix: str) -> None:
@@ -383,13 +421,25 @@ def _check_values(config: Any, prefix: str) -> None:
         if is_dataclass(value):
             _check_values(value, f"{name}.")
             continue
-        choices, low = entry.metadata.get("choices"), entry.metadata.get("low")
+        choices = entry.metadata.get("choices")
+        low, high = entry.metadata.get("low"), entry.metadata.get("high")
         if choices and value not in choices:
-            close = difflib.get_close_matches(str(value), choices, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}.")
-        if low is not None and isinstance(value, (int, float)) and not value >= low:
-            raise ConfigError(f"{name}: expected at least {low}, got {value}.")
+            close = difflib.get_close_matches(str(value).lower(), choices, 1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {_cut(value)}{hint}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ConfigError(f"{name}: expected a finite number, got {value}.")
+            if low is not None and value < low:
+                raise ConfigError(f"{name}: expected at least {low}, got {value}.")
+            if high is not None and value > high:
+                raise ConfigError(f"{name}: expected at most {high}, got {value}.")
+
+
+def _cut(value: Any) -> str:
+    """A value as a message shows it: never longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _first_line(error: Exception) -> str:
@@ -397,9 +447,19 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
-def from_mapping(
-    schema: type[Schema], values: dict[str, Any] | DictConfig, source: str = "options"
-) -> Schema:
+def differences(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations of one schema differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for entry in fields(before):
+        old, new = getattr(before, entry.name), getattr(after, entry.name)
+        if is_dataclass(old):
+            found |= differences(old, new, f"{prefix}{entry.name}.")
+        elif old != new:
+            found[prefix + entry.name] = (old, new)
+    return found
+
+
+def from_mapping(schema: type[Schema], values: dict[str, Any] | DictConfig, source: str = "options") -> Schema:
     """A configuration from a mapping in memory, with the same checks as from a file."""
     plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
     return build(schema, [(typing.cast(dict[str, Any], plain), source)])

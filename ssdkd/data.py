@@ -196,9 +196,7 @@ def _existing_root(name: str, dataset: _Dataset, root: str | Path | None) -> Pat
         raise DataError(f"{name} is read from disk: say in which folder (for npz, which file) it is")
     place = Path(root).expanduser()
     if not place.exists():
-        raise DataError(
-            f"{name}: {place} does not exist; nothing is downloaded, so give the place where the files are"
-        )
+        raise DataError(f"{name}: {place} does not exist; nothing is downloaded, so give the place where the files are")
     return place
 
 
@@ -301,9 +299,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             header = bytes(_read_up_to(stream, header_size))
             if len(header) < header_size or header[:4] != bytes((0, 0, 8, dimensions)):
                 kind = "images" if dimensions == 3 else "labels"
-                raise DataError(
-                    f"{path} is not an IDX file of {kind}: its first bytes are {header[:4].hex(' ')}"
-                )
+                raise DataError(f"{path} is not an IDX file of {kind}: its first bytes are {header[:4].hex(' ')}")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             promised = math.prod(shape)
             _refuse_too_large(path, promised)
@@ -314,8 +310,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         one = max(1, math.prod(shape[1:]))
         held = "more" if len(body) > promised else f"{len(body) // one} ({len(body)} bytes)"
         raise DataError(
-            f"{path} is damaged: its header says {shape[0]} items of {one} byte(s) but it holds {held}: "
-            "copy it again"
+            f"{path} is damaged: its header says {shape[0]} items of {one} byte(s) but it holds {held}: copy it again"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)
 
@@ -415,9 +410,7 @@ def _read_batch(path: Path) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise DataError(
-            f"{path} is not a readable python batch ({type(error).__name__}): copy it again"
-        ) from error
+        raise DataError(f"{path} is not a readable python batch ({type(error).__name__}): copy it again") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path} is not an image batch: it holds a {type(batch).__name__}, not a dictionary")
     return {_text(key): value for key, value in batch.items() if isinstance(key, str | bytes)}
@@ -482,9 +475,7 @@ def _read_cifar(
         parts.append(_checked(path, images.reshape(-1, spec.channels, spec.height, spec.width), labels, spec))
     if len(parts) == 1:
         return parts[0]
-    return LabelledImages(
-        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]), spec
-    )
+    return LabelledImages(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]), spec)
 
 
 @register_dataset(
@@ -598,13 +589,9 @@ def _open_picture(path: Path, size: tuple[int, int] | None = None, channels: int
     except DataError:
         raise
     except (pil.DecompressionBombWarning, pil.DecompressionBombError) as error:
-        raise DataError(
-            f"{path} claims an absurd size ({_reason(error)}): remove it or make it smaller"
-        ) from error
+        raise DataError(f"{path} claims an absurd size ({_reason(error)}): remove it or make it smaller") from error
     except Exception as error:  # a damaged picture can fail in any way
-        raise DataError(
-            f"{path} is not a readable png, jpg or bmp ({_reason(error)}): remove or replace it"
-        ) from error
+        raise DataError(f"{path} is not a readable png, jpg or bmp ({_reason(error)}): remove or replace it") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -709,8 +696,7 @@ def _read_npy(where: str, stream: IO[bytes], size: int, values: bool) -> np.ndar
     promised, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if promised != held or min(shape, default=0) < 0:
         raise DataError(
-            f"{where} is damaged, its header says shape {shape} ({promised} bytes) but it holds {held}: "
-            "copy it again"
+            f"{where} is damaged, its header says shape {shape} ({promised} bytes) but it holds {held}: copy it again"
         )
     if not values:
         return np.broadcast_to(np.zeros((), dtype), shape)
@@ -720,9 +706,7 @@ def _read_npy(where: str, stream: IO[bytes], size: int, values: bool) -> np.ndar
 def _npz_labels(path: Path, key: str, labels: np.ndarray) -> np.ndarray:
     """Labels (N,); Keras stores (N, 1)."""
     if labels.dtype.kind not in "iu" or not (labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
-        raise DataError(
-            f"{path}: {key} is {labels.dtype} of shape {labels.shape}, expected integers of shape (N,)"
-        )
+        raise DataError(f"{path}: {key} is {labels.dtype} of shape {labels.shape}, expected integers of shape (N,)")
     return labels.reshape(-1)
 
 
@@ -760,16 +744,15 @@ def _npz_spec(path: Path) -> ImageSpec:
     if "class_names" in _npz_names(path):
         (stored,) = _npz_arrays(path, ["class_names"])
         if stored.dtype.kind != "U" or stored.ndim != 1:
-            raise DataError(
-                f"{path}: class_names is {stored.dtype} of shape {stored.shape}, expected strings (C,)"
-            )
-        class_names = tuple(map(str, stored))
+            raise DataError(f"{path}: class_names is {stored.dtype} of shape {stored.shape}, expected strings (C,)")
+        try:
+            class_names = tuple(map(str, stored))
+        except (ValueError, SystemError) as error:  # code points that no character has
+            raise DataError(f"{path}: class_names holds what is not text; write the names again.") from error
     else:
         label_keys = [key for _, key in pairs]
         arrays = _npz_arrays(path, label_keys)
-        largest = max(
-            int(_npz_labels(path, k, a).max(initial=0)) for k, a in zip(label_keys, arrays, strict=True)
-        )
+        largest = max(int(_npz_labels(path, k, a).max(initial=0)) for k, a in zip(label_keys, arrays, strict=True))
         class_names = tuple(map(str, range(min(largest, 2**20) + 1)))
     centre, spread = (0.5,) * channels, (0.25,) * channels
     return ImageSpec(channels, height, width, len(class_names), centre, spread, False, class_names)

@@ -26,9 +26,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ConfigError(
-                f"device: {name!r} is not here ({count} CUDA devices are seen); use auto or cpu."
-            )
+            raise ConfigError(f"device: {name!r} is not here ({count} CUDA devices are seen); use auto or cpu.")
     return device
 
 

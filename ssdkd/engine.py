@@ -80,8 +80,21 @@ class Engine:
         self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
         unknown = sorted(set(self.terms) - set(TERMS))
         if unknown:
+            raise ConfigError(f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}.")
+        searched = [
+            name
+            for name, weight in self.terms.items()
+            if weight and TERMS[name].reads in ("", "features", "statistics" if observer.has_batch_norm else "")
+        ]
+        if not searched:
             raise ConfigError(
-                f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}."
+                "inversion.terms: none of them can be searched by before there is a student; give one of one_hot, "
+                "balance, batch_norm (of a teacher with batch norm) a weight."
+            )
+        if config.buffer.shift >= min(spec.height, spec.width):
+            raise ConfigError(
+                f"buffer.shift: {config.buffer.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
+                f"give at most {min(spec.height, spec.width) - 1}."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -320,9 +333,7 @@ class Engine:
     def _label(self, images: Tensor) -> Samples:
         """Ask the teacher once for each stored view: (M, H, W, c) uint8."""
         buffer = self.config.buffer
-        views = random_views(
-            len(images), self.stored_views, buffer.shift, self.spec.flip, self.random["views"]
-        )
+        views = random_views(len(images), self.stored_views, buffer.shift, self.spec.flip, self.random["views"])
         flat_rows = torch.arange(len(images), device=self.device).repeat_interleave(self.stored_views)
         logits = self._teacher_logits(images, flat_rows, views.view(-1, 3))
         logits = logits.view(len(images), self.stored_views, -1)
@@ -345,9 +356,7 @@ class Engine:
         inputs = self.distiller.to_inputs(samples.images.permute(0, 3, 1, 2))
         with self.autocast:
             logits = self.student(inputs).float()
-        return Candidates(
-            samples, divergence(samples.logits[:, 0], logits, self.config.distillation.temperature)
-        )
+        return Candidates(samples, divergence(samples.logits[:, 0], logits, self.config.distillation.temperature))
 
     def _show(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         buffer, random = self.buffer, self.random["replay"]
@@ -437,7 +446,8 @@ class Engine:
         self.distiller.optimizer.load_state_dict(state["optimizer"])
         self.inverter.load_state_dict(state["inverter"])
         self.buffer.load_state_dict(state["buffer"])
-        self.probe, self.probe_logits = state["probe"], state["probe_logits"]
+        self.probe = state["probe"].to(self.device)
+        self.probe_logits = state["probe_logits"].to(self.device)
         for name, generator in self.random.items():
             generator.set_state(state["random"][name])
         torch.set_rng_state(state["global_random"])

@@ -85,17 +85,13 @@ def write_safetensors(
         OSError: the disk does not allow it; an old file is untouched.
         ValueError: a tensor or the size of the header does not fit the format.
     """
-    entries: dict[str, object] = {
-        "__metadata__": {**metadata, **({"ssdkd.sha256": _UNSEALED} if seal else {})}
-    }
+    entries: dict[str, object] = {"__metadata__": {**metadata, **({"ssdkd.sha256": _UNSEALED} if seal else {})}}
     chunks: list[memoryview] = []
     position = 0
     # Large elements first: then each tensor starts at a multiple of its element size.
     for name, value in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
         if value.dtype not in _CODES or value.layout != torch.strided or value.is_quantized:
-            raise ValueError(
-                f"{name} is of a kind that safetensors cannot hold ({value.dtype}, {value.layout})"
-            )
+            raise ValueError(f"{name} is of a kind that safetensors cannot hold ({value.dtype}, {value.layout})")
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         chunks.append(_bytes_of(plain))
         end = position + chunks[-1].nbytes
@@ -196,9 +192,7 @@ def _break(how: str) -> None:
 # ----------------------------------------------------------------------------------------------------
 
 
-def read_safetensors(
-    path: Path, kind: str, *, sealed: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path, kind: str, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and the texts in its header.
 
     Memory is taken only for bytes that are there, and every tensor has memory of its own.
@@ -217,9 +211,7 @@ def read_safetensors(
     except OSError as error:
         raise CheckpointError(f"{kind} {path} cannot be read: {error.strerror or error}.") from error
     except MemoryError as error:
-        raise CheckpointError(
-            f"{kind} {path} does not fit in memory: free some, or use another machine."
-        ) from error
+        raise CheckpointError(f"{kind} {path} does not fit in memory: free some, or use another machine.") from error
 
 
 def _read_open(
@@ -228,14 +220,10 @@ def _read_open(
     damaged = f"{kind} {path} is damaged or cut short"
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise CheckpointError(
-            f"{damaged}: it has {size} bytes, fewer than any safetensors file; copy it again."
-        )
+        raise CheckpointError(f"{damaged}: it has {size} bytes, fewer than any safetensors file; copy it again.")
     (length,) = struct.unpack("<Q", prefix)
     if length > size - 8:
-        raise CheckpointError(
-            f"{damaged}: its header claims {length} bytes but {size - 8} are there; copy it again."
-        )
+        raise CheckpointError(f"{damaged}: its header claims {length} bytes but {size - 8} are there; copy it again.")
     if length > MOST_HEADER_BYTES:
         raise CheckpointError(
             f"{kind} {path} was refused: its header of {length} bytes is above the bound of "
@@ -267,9 +255,7 @@ def _read_open(
             value = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         except RuntimeError as error:
             if entry.end == entry.begin:  # a shape such as 0 x 2^62, too large though nothing is in it
-                raise CheckpointError(
-                    f"{damaged}: its tensor {name[:80]!r} has an impossible shape."
-                ) from error
+                raise CheckpointError(f"{damaged}: its tensor {name[:80]!r} has an impossible shape.") from error
             raise MemoryError from error
         content = _bytes_of(value)
         if _fill(file, content) < content.nbytes:
@@ -277,14 +263,10 @@ def _read_open(
         if sealed:
             digest.update(content)
         if entry.dtype == torch.bool and (value.view(torch.uint8) > 1).any():
-            raise CheckpointError(
-                f"{damaged}: its tensor {name[:80]!r} holds truth values that are neither 0 nor 1."
-            )
+            raise CheckpointError(f"{damaged}: its tensor {name[:80]!r} holds truth values that are neither 0 nor 1.")
         tensors[name] = value
     if sealed and digest.hexdigest() != seal:
-        raise CheckpointError(
-            f"{kind} {path} is damaged: its content does not match its SHA-256; use another one."
-        )
+        raise CheckpointError(f"{kind} {path} is damaged: its content does not match its SHA-256; use another one.")
     return tensors, metadata
 
 
@@ -293,9 +275,7 @@ class _Entry:
 
     def __init__(self, name: str, stated: object) -> None:
         if not isinstance(stated, dict) or stated.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(
-                f"no readable safetensors header: {name!r} is not described by type, shape and place"
-            )
+            raise ValueError(f"no readable safetensors header: {name!r} is not described by type, shape and place")
         code, shape, place = stated["dtype"], stated["shape"], stated["data_offsets"]
         if not isinstance(code, str) or code not in _DTYPES:
             raise ValueError(f"{name!r} has the unknown type {str(code)[:20]!r}")

@@ -52,9 +52,9 @@ def draw(probabilities: Tensor, how_many: int, generator: torch.Generator) -> Te
     comes up within one of its expected number of times; uniform P gives whole epochs, not coin tosses.
     """
     device = probabilities.device
-    offsets = torch.rand(how_many, generator=generator, device=device, dtype=torch.float64)
+    offset = torch.rand(1, generator=generator, device=device, dtype=torch.float64)
     cumulative = probabilities.cumsum(0)
-    points = (torch.arange(how_many, device=device) + offsets) / how_many * cumulative[-1]
+    points = (torch.arange(how_many, device=device) + offset) / how_many * cumulative[-1]
     indices = torch.searchsorted(cumulative, points, right=True).clamp_(max=len(probabilities) - 1)
     return indices[torch.randperm(how_many, generator=generator, device=device)]
 

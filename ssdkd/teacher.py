@@ -102,10 +102,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     spec = train_set.spec
     model = create_model(
         options.model,
+        options.arguments,
         num_classes=spec.num_classes,
         in_channels=spec.channels,
         image_size=min(spec.height, spec.width),
-        **options.arguments,
     )
     start = time.perf_counter()
     train(

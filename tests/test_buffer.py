@@ -163,9 +163,7 @@ def test_visits_count_every_draw(buffer: ReplayBuffer) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_over_many_exchanges_no_sample_is_doubled_and_the_counts_are_right(
-    buffer: ReplayBuffer, seed: int
-) -> None:
+def test_over_many_exchanges_no_sample_is_doubled_and_the_counts_are_right(buffer: ReplayBuffer, seed: int) -> None:
     """Every image carries its own number in its first pixels; nothing may come in twice or half."""
     generator, made, told = random_from(seed), 0, {}
 

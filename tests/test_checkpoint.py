@@ -110,9 +110,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return made.reshape(shape).permute(draw(st.permutations(range(len(shape)))))
 
 
-arrays = (
-    tensors().filter(lambda t: t.dtype not in (torch.bfloat16, torch.float8_e4m3fn)).map(lambda t: t.numpy())
-)
+arrays = tensors().filter(lambda t: t.dtype not in (torch.bfloat16, torch.float8_e4m3fn)).map(lambda t: t.numpy())
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -277,9 +275,7 @@ def test_a_bit_flipped_anywhere_is_noticed(tmp_path: Path) -> None:
         load_error(path)
 
 
-def forged(
-    header: Any, data: bytes = b"", length: int | None = None, seal: bool = True, tree: Any = None
-) -> bytes:
+def forged(header: Any, data: bytes = b"", length: int | None = None, seal: bool = True, tree: Any = None) -> bytes:
     """A file with any header, and with the right SHA-256 if `seal`."""
     if seal:
         texts = {"ssdkd.checkpoint": "1", "ssdkd.tree": tree if isinstance(tree, str) else json.dumps(tree)}
@@ -387,9 +383,7 @@ def test_a_folder_a_missing_file_and_weights_are_no_checkpoints(tmp_path: Path) 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_what_this_reader_takes_the_safetensors_library_takes_alike(data: st.DataObject) -> None:
-    valid = safetensors.torch.save(
-        {"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.uint8)}, {"k": "v"}
-    )
+    valid = safetensors.torch.save({"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.uint8)}, {"k": "v"})
     changed = bytearray(valid)
     for _ in range(data.draw(st.integers(0, 3))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
@@ -547,9 +541,7 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
             whole = (folder / "round-00000001.safetensors").stat().st_size
             assert leftovers[0].stat().st_size == whole // 2
         save(folder, small_state(), 4)
-        assert not [path for path in folder.iterdir() if path.suffix == ".tmp"], (
-            fault
-        )  # ... the next save clears
+        assert not [path for path in folder.iterdir() if path.suffix == ".tmp"], fault  # ... the next save clears
 
 
 def test_texts_and_bytes_are_replaced_whole(tmp_path: Path, fault: Callable[[str], None]) -> None:

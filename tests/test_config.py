@@ -170,9 +170,7 @@ def test_python_in_yaml_is_refused_and_does_not_run(tmp_path: Path, value: str) 
     assert not target.exists()
 
 
-@pytest.mark.parametrize(
-    "data", [b"seed: [1", b"\tseed: 1", b"\xff\xfe\x00", b"seed: 1\n  x: 2", b"a: &b [*c]"]
-)
+@pytest.mark.parametrize("data", [b"seed: [1", b"\tseed: 1", b"\xff\xfe\x00", b"seed: 1\n  x: 2", b"a: &b [*c]"])
 def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "broken.yaml"
     file.write_bytes(data)
@@ -219,9 +217,7 @@ def test_no_value_whatever_gives_more_than_a_refusal(key: str, text: str) -> Non
         ("--distillation.optimizer", "adamww", "adamw"),
     ],
 )
-def test_a_wrong_choice_is_refused_with_all_choices_and_the_nearest(
-    flag: str, wrong: str, nearest: str
-) -> None:
+def test_a_wrong_choice_is_refused_with_all_choices_and_the_nearest(flag: str, wrong: str, nearest: str) -> None:
     message = refusal(flag, wrong)
     assert message.startswith(flag.lstrip("-"))
     assert repr(wrong) in message
@@ -309,9 +305,7 @@ def test_the_default_config_is_read_when_none_is_given(tmp_path: Path) -> None:
     usual.write_text("seed: 11\n")
     other.write_text("threads: 2\n")
     made = {
-        argv: parse_command_line(RunConfig, list(argv), prog="x", description="", default_config=str(usual))[
-            0
-        ]
+        argv: parse_command_line(RunConfig, list(argv), prog="x", description="", default_config=str(usual))[0]
         for argv in ((), ("--config", str(other)))
     }
     assert (made[()].seed, made[()].threads) == (11, 0)

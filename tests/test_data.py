@@ -131,9 +131,7 @@ def test_a_new_set_is_one_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     @register_dataset("lamps", spec)
     def read_lamps(root: Path, split: str, spec: ImageSpec, limit: int | None) -> LabelledImages:
-        return LabelledImages(
-            torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), torch.arange(2), spec
-        )
+        return LabelledImages(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), torch.arange(2), spec)
 
     assert "lamps" in available_datasets()
     assert load_dataset("lamps", tmp_path).labels.tolist() == [0, 1]
@@ -159,9 +157,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_a_wrong_request_is_refused(tmp_path: Path) -> None:
-    assert "no split 'valid': use 'train' or 'test'" in refusal(
-        lambda: load_dataset("mnist", tmp_path, "valid")
-    )
+    assert "no split 'valid': use 'train' or 'test'" in refusal(lambda: load_dataset("mnist", tmp_path, "valid"))
     assert "a limit of 0" in refusal(lambda: load_dataset("mnist", tmp_path, limit=0))
     missing = tmp_path / "nowhere"
     assert f"{missing} does not exist" in refusal(lambda: load_dataset("mnist", missing))
@@ -213,9 +209,7 @@ def test_a_truncated_idx_says_how_many_it_should_hold(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: 16 + 3 * 784])
     sentence = refusal(lambda: load_dataset("mnist", tmp_path))
-    assert (
-        f"{path} is damaged: its header says 5 items of 784 byte(s) but it holds 3 (2352 bytes)" in sentence
-    )
+    assert f"{path} is damaged: its header says 5 items of 784 byte(s) but it holds 3 (2352 bytes)" in sentence
     path.write_bytes(whole + b"\0")
     assert "5 items of 784 byte(s) but it holds more" in refusal(lambda: load_dataset("mnist", tmp_path))
 
@@ -226,9 +220,7 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None
     path.write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1))
     assert "above the bound of 4 GiB" in refusal(lambda: load_dataset("mnist", tmp_path))
     path.write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**20, 28, 28))
-    assert "says 1048576 items of 784 byte(s) but it holds 0" in refusal(
-        lambda: load_dataset("mnist", tmp_path)
-    )
+    assert "says 1048576 items of 784 byte(s) but it holds 0" in refusal(lambda: load_dataset("mnist", tmp_path))
 
 
 def test_a_gzip_bomb_is_read_no_further_than_its_header_promises(
@@ -292,9 +284,7 @@ def test_cifar10_train_is_its_five_batches_in_order(tmp_path: Path) -> None:
     parts = [pixels(2, 3, 32, 32, seed=i) for i in range(5)]
     for i, part in enumerate(parts):
         write_batch(tmp_path / "cifar-10-batches-py" / f"data_batch_{i + 1}", part, [i, i + 5])
-    assert_holds(
-        load_dataset("cifar10", tmp_path, "train"), np.concatenate(parts), [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
-    )
+    assert_holds(load_dataset("cifar10", tmp_path, "train"), np.concatenate(parts), [0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
 
 
 def test_cifar_batches_written_by_python_2_are_read(tmp_path: Path) -> None:
@@ -520,9 +510,7 @@ def absurd_png(width: int, height: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize(
-    "side", [9_000, 11_000, 60_000]
-)  # beyond our bound, Pillow's warning, Pillow's error
+@pytest.mark.parametrize("side", [9_000, 11_000, 60_000])  # beyond our bound, Pillow's warning, Pillow's error
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, side: int) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.png").write_bytes(absurd_png(side, side))
@@ -579,9 +567,7 @@ def test_npz_as_keras_stores_it_has_both_splits(tmp_path: Path) -> None:
 
 def test_npz_class_names_count_classes_without_an_image(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
-    np.savez(
-        path, images=pixels(1, 8, 8), labels=np.array([0]), class_names=np.array(["no", "yes", "perhaps"])
-    )
+    np.savez(path, images=pixels(1, 8, 8), labels=np.array([0]), class_names=np.array(["no", "yes", "perhaps"]))
     assert dataset_spec("npz", path).class_names == ("no", "yes", "perhaps")
 
 
@@ -599,9 +585,7 @@ def test_npz_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         return refusal(lambda: load_dataset("npz", path))
 
     labels = np.array([0, 1])
-    assert "images is float32, expected uint8" in refused(
-        images=np.zeros((2, 8, 8), np.float32), labels=labels
-    )
+    assert "images is float32, expected uint8" in refused(images=np.zeros((2, 8, 8), np.float32), labels=labels)
     assert "images has shape (2, 8)" in refused(images=pixels(2, 8), labels=labels)
     assert "images has shape (2, 3, 8, 3)" in refused(images=pixels(2, 3, 8, 3), labels=labels)
     assert "labels is float64" in refused(images=pixels(2, 8, 8), labels=np.array([0.0, 1.0]))
@@ -624,9 +608,7 @@ def npz_with(path: Path, header: dict[str, Any], body: bytes) -> None:
         archive.writestr("labels.npy", labels.getvalue())
 
 
-def test_npz_headers_are_checked_before_memory_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_npz_headers_are_checked_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "set.npz"
     header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8)}
     npz_with(path, header, bytes(64))

@@ -126,9 +126,7 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
     for clip in (0.0, 0.01):
         student, buffer = linear_student(), filled_buffer()
         before, d = parameters(student), distiller(student, clip=clip)
-        d.replay(
-            buffer, torch.arange(16)[None], torch.ones(16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b)
-        )
+        d.replay(buffer, torch.arange(16)[None], torch.ones(16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b))
         steps[clip] = (parameters(student) - before).norm().item()
     assert steps[0.0] > 0.1
     assert steps[0.01] == pytest.approx(0.01, rel=1e-3)
@@ -161,9 +159,7 @@ def test_agreement_is_the_share_of_images_on_which_both_name_the_same_class() ->
     said[:2] = said[:2].roll(1, dims=1)
     student = Says(said)
     d = distiller(student)
-    replayed = d.replay(
-        buffer, torch.arange(8)[None], torch.ones(16), 0.0, lambda batch: plainly(d, buffer, batch)
-    )
+    replayed = d.replay(buffer, torch.arange(8)[None], torch.ones(16), 0.0, lambda batch: plainly(d, buffer, batch))
     assert replayed.agreement.item() == pytest.approx(6 / 8)
 
 

@@ -29,9 +29,7 @@ TINY: dict[str, Any] = {
     "distillation": {"batch": 32, "steps": 4},
     "probe": {"images": 40},
 }
-STEERED = Coefficients(
-    w_div=1.5, gamma=1.0, refresh=0.4, alpha=1.0, beta=0.7, eta=0.5, adversarial=2.0, effort=2.0
-)
+STEERED = Coefficients(w_div=1.5, gamma=1.0, refresh=0.4, alpha=1.0, beta=0.7, eta=0.5, adversarial=2.0, effort=2.0)
 
 
 def changed(**groups: Any) -> dict[str, Any]:
@@ -403,9 +401,7 @@ def test_gamma_keeps_hard_or_easy_samples(gamma: float, sign: int) -> None:
 
 def test_w_div_makes_more_of_the_classes_that_the_buffer_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(changed(inversion={"images": 200}))
-    engine.keep(
-        candidates_of(engine, torch.tensor([0] * 45 + [1] * 5), torch.full((50,), 0.5)), Coefficients()
-    )
+    engine.keep(candidates_of(engine, torch.tensor([0] * 45 + [1] * 5), torch.full((50,), 0.5)), Coefficients())
     wanted: list[torch.Tensor] = []
     invert = engine.inverter.invert
 
@@ -466,9 +462,7 @@ def test_a_shift_as_large_as_the_image_is_refused() -> None:
 
 def test_a_probe_and_a_buffer_larger_than_what_is_made_at_first_are_fine() -> None:
     engine = tiny_engine(
-        changed(
-            rounds=2, inversion={"images": 5, "warmup": 1}, buffer={"capacity": 500}, probe={"images": 13}
-        )
+        changed(rounds=2, inversion={"images": 5, "warmup": 1}, buffer={"capacity": 500}, probe={"images": 13})
     )
     drive(engine, STEERED)
     assert len(engine.probe) == 13

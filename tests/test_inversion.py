@@ -139,9 +139,7 @@ def test_adversarial_terms_reward_disagreement() -> None:
     teacher = torch.tensor([[3.0, 0.0, 0.0]])
     near, far = torch.tensor([[2.5, 0.0, 0.0]]), torch.tensor([[0.5, 0.0, 0.0]])
     for name in ("adversarial", "adversarial_js", "adversarial_l1"):
-        same, closer, farther = (
-            value(name, teacher_logits=teacher, student_logits=s) for s in (teacher, near, far)
-        )
+        same, closer, farther = (value(name, teacher_logits=teacher, student_logits=s) for s in (teacher, near, far))
         assert same == pytest.approx(0.0, abs=1e-6), name
         assert farther < closer < same + 1e-6, name
 
@@ -353,9 +351,7 @@ def forgetful(teacher: nn.Module) -> list[float]:
 
 
 @pytest.mark.parametrize("meta", ["fomaml", "reptile", "continue"])
-def test_the_base_generator_learns_from_round_to_round(
-    teacher: nn.Module, forgetful: list[float], meta: str
-) -> None:
+def test_the_base_generator_learns_from_round_to_round(teacher: nn.Module, forgetful: list[float], meta: str) -> None:
     """Each round starts from fresh latents, so only what the base took over can lower the loss."""
     learned = losses(inverter(teacher, meta=meta, memory=0.0), 30)
     start, end = sum(learned[:3]) / 3, sum(learned[-5:]) / 5
@@ -377,9 +373,7 @@ def test_the_images_come_to_show_their_targets(teacher: nn.Module) -> None:
     assert hits() > 0.8
 
 
-def test_the_images_of_the_best_step_are_handed_over(
-    teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_images_of_the_best_step_are_handed_over(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     script, seen = iter([3.0, 1.0, 2.0, 5.0]), []
 
     def scripted(scene: Scene) -> Tensor:
@@ -432,9 +426,7 @@ def test_a_student_that_no_term_asks_for_is_not_run(teacher: nn.Module) -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             raise AssertionError("the student was run")
 
-    _, values = inverter(teacher, terms={"one_hot": 1.0, "adversarial": 0.0}).invert(
-        TARGETS, Untouchable(), 1.0
-    )
+    _, values = inverter(teacher, terms={"one_hot": 1.0, "adversarial": 0.0}).invert(TARGETS, Untouchable(), 1.0)
     assert set(values) == {"loss", "one_hot"}
     with pytest.raises(AssertionError, match="the student was run"):
         inverter(teacher, terms={"one_hot": 1.0, "adversarial": 1.0}).invert(TARGETS, Untouchable(), 1.0)

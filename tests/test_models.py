@@ -127,9 +127,7 @@ def test_every_model_maps_images_to_logits_and_learns(name: str) -> None:
 def test_parameters_are_those_of_the_published_models(
     name: str, num_classes: int, in_channels: int, parameters: int
 ) -> None:
-    assert (
-        count_parameters(create_model(name, num_classes=num_classes, in_channels=in_channels)) == parameters
-    )
+    assert count_parameters(create_model(name, num_classes=num_classes, in_channels=in_channels)) == parameters
 
 
 @pytest.mark.parametrize(
@@ -226,9 +224,7 @@ def test_models_of_fixed_size_say_so() -> None:
 
 
 def test_convnet_has_the_blocks_it_is_asked_for() -> None:
-    model = create_model(
-        "convnet", num_classes=10, in_channels=1, image_size=8, widths=[5, 6], batch_norm=False
-    )
+    model = create_model("convnet", num_classes=10, in_channels=1, image_size=8, widths=[5, 6], batch_norm=False)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert count_parameters(model) == (9 * 5 + 5) + (9 * 5 * 6 + 6) + (6 * 10 + 10)
     assert "widths" in config_error("convnet", widths=[])
@@ -310,9 +306,7 @@ def test_an_unknown_argument_is_named_with_those_that_exist() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("num_classes", 0), ("in_channels", 2.0), ("image_size", True)])
 def test_a_task_that_makes_no_sense_is_refused(key: str, value: object) -> None:
-    assert f"{key} of model 'vgg8' must be a whole number of at least 1" in config_error(
-        "vgg8", **{key: value}
-    )
+    assert f"{key} of model 'vgg8' must be a whole number of at least 1" in config_error("vgg8", **{key: value})
 
 
 def test_a_task_argument_among_the_arguments_of_a_zoo_model_is_refused() -> None:
@@ -391,9 +385,7 @@ def test_a_model_by_import_path_must_fit_the_task(nets: str) -> None:
     text = config_error(f"{nets}:build", classes=5)
     assert "(1, 5)" in text
     assert "10 classes" in text
-    assert "cannot take images of shape (1, 32, 32)" in config_error(
-        f"{nets}:build", in_channels=1, classes=10
-    )
+    assert "cannot take images of shape (1, 32, 32)" in config_error(f"{nets}:build", in_channels=1, classes=10)
     assert "returns a tuple, not one tensor" in config_error(f"{nets}:Pair")
 
 
@@ -475,9 +467,7 @@ def test_saved_weights_load_into_a_fresh_model(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("wrap", ["bare", "state_dict", "model", "both"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_checkpoints_of_other_tools_load(
-    suffix: str, wrap: str, prefix: str, zipped: bool, tmp_path: Path
-) -> None:
+def test_checkpoints_of_other_tools_load(suffix: str, wrap: str, prefix: str, zipped: bool, tmp_path: Path) -> None:
     saved, loaded = small_model(), small_model()
     state: object = OrderedDict((prefix + name, value) for name, value in saved.state_dict().items())
     if wrap == "both":
@@ -624,9 +614,7 @@ def test_a_file_cut_short_is_refused(form: str, kept: float, tmp_path: Path) -> 
     assert "damaged or cut short" in load_error(model, path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>404 Not Found</html>", b"version https://git-lfs.github.com/spec/v1\n"]
-)
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>", b"version https://git-lfs.github.com/spec/v1\n"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_page_or_a_pointer_saved_as_weights_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -723,9 +711,7 @@ def test_weights_of_another_width_list_shapes(tmp_path: Path) -> None:
     assert "1 unexpected (block1.layer.0.convShortcut.weight)" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["lenet5", "resnet8", "resnet18", "vgg8", "wrn16_1", "mobilenet_v2", "convnet"]
-)
+@pytest.mark.parametrize("name", ["lenet5", "resnet8", "resnet18", "vgg8", "wrn16_1", "mobilenet_v2", "convnet"])
 def test_a_different_number_of_classes_is_recognised(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_weights(create_model(name, num_classes=100), path)
@@ -766,9 +752,7 @@ def test_weights_too_large_for_the_models_number_type_are_refused(tmp_path: Path
         ({3: torch.zeros(1)}, "entry 3, a Tensor"),
     ],
 )
-def test_a_file_without_a_state_dict_says_what_it_holds(
-    content: object, expected: str, tmp_path: Path
-) -> None:
+def test_a_file_without_a_state_dict_says_what_it_holds(content: object, expected: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     assert expected in load_error(small_model(), tmp_path / "weights.pth")
 
@@ -780,6 +764,4 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(kind: str, tmp_path: Pat
     changed = {"sparse": weight.to_sparse, "meta": lambda: weight.to("meta"), "complex": lambda: weight + 0j}
     state["linear.weight"] = changed[kind]()
     torch.save(state, tmp_path / "weights.pth")
-    assert "holds linear.weight in a form that cannot be used" in load_error(
-        small_model(), tmp_path / "weights.pth"
-    )
+    assert "holds linear.weight in a form that cannot be used" in load_error(small_model(), tmp_path / "weights.pth")

@@ -235,9 +235,7 @@ def after_exchange(held: torch.Tensor, new: torch.Tensor, limit: int) -> tuple[t
 
 @given(SCORES, SCORES, st.integers(0, 5))
 @settings(max_examples=150, deadline=None)
-def test_a_generous_limit_keeps_exactly_the_best_of_both(
-    held: list[float], new: list[float], over: int
-) -> None:
+def test_a_generous_limit_keeps_exactly_the_best_of_both(held: list[float], new: list[float], over: int) -> None:
     kept, _ = after_exchange(torch.tensor(held), torch.tensor(new), len(new) + over)
     assert sorted(kept.tolist()) == sorted(held + new)[-len(held) :]
 

@@ -150,16 +150,16 @@ class Inverter:
 
     def _copy_base_into(self, fast: nn.Module) -> None:
         with torch.no_grad():
-            torch._foreach_copy_(list(fast.parameters()), list(self.base.parameters()))
-            torch._foreach_copy_(list(fast.buffers()), list(self.base.buffers()))
+            _copy(fast, self.base)
 
     @torch.no_grad()
     def _move_base(self, summed: list[Tensor]) -> None:
-        base, fast = list(self.base.parameters()), list(self.adapted.parameters())
+        base: list[Tensor] = list(self.base.parameters())
+        fast: list[Tensor] = list(self.adapted.parameters())
         if self.settings.meta == "continue":
             torch._foreach_copy_(base, fast)
         else:
-            toward = summed or torch._foreach_sub(base, fast)
+            toward = summed or [b - f for b, f in zip(base, fast, strict=True)]
             for parameter, gradient in zip(base, toward, strict=True):
                 parameter.grad = gradient
             self.base_optimizer.step()
@@ -190,5 +190,15 @@ class Inverter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state["base"])
         self.base_optimizer.load_state_dict(state["base_optimizer"])
-        remembered = state["remembered"]
-        self.remembered = None if remembered is None else [(mean, variance) for mean, variance in remembered]
+        remembered, device = state["remembered"], self.mean.device
+        self.remembered = (
+            None if remembered is None else [(mean.to(device), variance.to(device)) for mean, variance in remembered]
+        )
+
+
+def _copy(into: nn.Module, source: nn.Module) -> None:
+    """Copy parameters and buffers, without a loop in Python over them."""
+    for kind in ("parameters", "buffers"):
+        targets: list[Tensor] = list(getattr(into, kind)())
+        sources: list[Tensor] = list(getattr(source, kind)())
+        torch._foreach_copy_(targets, sources)

@@ -43,9 +43,7 @@ class Term:
 TERMS: dict[str, Term] = {}
 
 
-def register_term(
-    name: str, reads: Reads = ""
-) -> Callable[[Callable[[Scene], Tensor]], Callable[[Scene], Tensor]]:
+def register_term(name: str, reads: Reads = "") -> Callable[[Callable[[Scene], Tensor]], Callable[[Scene], Tensor]]:
     """Make a term known under the name that configs use."""
 
     def register(compute: Callable[[Scene], Tensor]) -> Callable[[Scene], Tensor]:

@@ -36,17 +36,14 @@ def dry_run(model: nn.Module, input_shape: tuple[int, int, int], name: str = "th
         ConfigError: the model cannot take such images.
     """
     was_training = {module: module.training for module in model.modules()}
-    example = next(
-        (parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0)
-    )
+    example = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return model.eval()(image)
     except Exception as error:  # the model may be anyone's code
         raise ConfigError(
-            f"{name} cannot take images of shape {tuple(input_shape)} (channels, height, width): "
-            f"{in_one_line(error)}."
+            f"{name} cannot take images of shape {tuple(input_shape)} (channels, height, width): {in_one_line(error)}."
         ) from error
     finally:
         for module, training in was_training.items():

@@ -56,8 +56,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _refuse_mismatch(path, found, expected)
     # Counters that checkpoints before PyTorch 0.4.1 lack keep the model's value; evaluation never reads them.
     checked = {
-        name: _fitting(path, name, found[name], value) if name in found else value
-        for name, value in expected.items()
+        name: _fitting(path, name, found[name], value) if name in found else value for name, value in expected.items()
     }
     target.load_state_dict(checked, strict=False)  # names were compared above; only extra state may be absent
 
@@ -75,11 +74,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"weights cannot be saved as {path}: let the name end in .safetensors.")
-    state = {
-        name: value
-        for name, value in _unwrapped(model).state_dict().items()
-        if isinstance(value, torch.Tensor)
-    }
+    state = {name: value for name, value in _unwrapped(model).state_dict().items() if isinstance(value, torch.Tensor)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, state, {"format": "pt"})
@@ -101,8 +96,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, torch.Tensor]]:
     if path.suffix in _TORCH_SUFFIXES:
         return _read_torch
     raise CheckpointError(
-        f"weights file {path} is of an unknown kind: give a .safetensors file, or a .pth or .pt file "
-        "of torch.save."
+        f"weights file {path} is of an unknown kind: give a .safetensors file, or a .pth or .pt file of torch.save."
     )
 
 
@@ -117,9 +111,7 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         _check_zip(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about pickle protocols and archives that are refused below anyway
+            warnings.simplefilter("ignore")  # about pickle protocols and archives that are refused below anyway
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if start[:1] not in (b"P", b"\x80"):  # neither of the two formats of torch.save
@@ -212,9 +204,7 @@ def _without_prefixes(
         found = {name.removeprefix(prefix): value for name, value in found.items()}
 
 
-def _refuse_mismatch(
-    path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> None:
+def _refuse_mismatch(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     missing = [name for name in expected if name not in found and not name.endswith(".num_batches_tracked")]
     unexpected = [name for name in found if name not in expected]
     differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
@@ -262,12 +252,7 @@ def _differing_classes(
 def _fitting(path: Path, name: str, found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The tensor with the number type of the model, if it holds plain finite numbers."""
     plain = type(found) in (torch.Tensor, nn.Parameter) and found.layout == torch.strided
-    if (
-        not plain
-        or found.device.type != "cpu"
-        or found.is_quantized
-        or found.is_complex() != expected.is_complex()
-    ):
+    if not plain or found.device.type != "cpu" or found.is_quantized or found.is_complex() != expected.is_complex():
         raise CheckpointError(
             f"weights file {path} holds {name} in a form that cannot be used ({found.dtype}, {found.layout}, "
             f"on {found.device.type}): save it as a dense tensor of the model's type."

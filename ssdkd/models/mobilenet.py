@@ -32,9 +32,7 @@ def _divisible_by_8(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _normalised(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
+def _normalised(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU6())
 
@@ -70,9 +68,7 @@ class MobileNetV2(nn.Module):
             out_channels = _divisible_by_8(base * width)
             stride = second_stride if stage == 2 else imagenet_stride
             for block in range(count):
-                layers.append(
-                    InvertedResidual(channels, out_channels, stride if block == 0 else 1, expansion)
-                )
+                layers.append(InvertedResidual(channels, out_channels, stride if block == 0 else 1, expansion))
                 channels = out_channels
         last = _divisible_by_8(_LAST * max(1.0, width))
         layers.append(_normalised(channels, last, 1))
@@ -92,9 +88,7 @@ def mobilenet_v2(
 ) -> MobileNetV2:
     """`width` times the channels of the original; the last map is `reduction` times smaller than images."""
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
-        raise ConfigError(
-            f"width of model 'mobilenet_v2' must be a number above 0 and up to 16, not {width!r}."
-        )
+        raise ConfigError(f"width of model 'mobilenet_v2' must be a number above 0 and up to 16, not {width!r}.")
     if reduction not in _REDUCTIONS:
         raise ConfigError(f"reduction of model 'mobilenet_v2' must be 8, 16 or 32, not {reduction!r}.")
     require_image_size("mobilenet_v2", image_size, reduction)

@@ -28,9 +28,7 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     `(N, num_classes)`.
     """
     if ":" in name or not name:
-        raise ConfigError(
-            f"a model cannot be registered as {name!r}: a name must not be empty or contain ':'."
-        )
+        raise ConfigError(f"a model cannot be registered as {name!r}: a name must not be empty or contain ':'.")
 
     def register(builder: Builder) -> Builder:
         known = _BUILDERS.get(name)
@@ -87,9 +85,7 @@ def create_model(
         raise ConfigError(f"a model is chosen by its name, a string, not by {name!r}.")
     for key, number in zip(_TASK_ARGUMENTS, (num_classes, in_channels, image_size), strict=True):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConfigError(
-                f"{key} of model {name!r} must be a whole number of at least 1, not {number!r}."
-            )
+            raise ConfigError(f"{key} of model {name!r} must be a whole number of at least 1, not {number!r}.")
 
     own = {**(more_arguments or {}), **arguments}
     if ":" in name:
@@ -118,8 +114,7 @@ def require_image_size(name: str, image_size: int, smallest: int) -> None:
     """Refuse images that would vanish inside the model."""
     if image_size < smallest:
         raise ConfigError(
-            f"model {name!r} cannot take {image_size}x{image_size} images: they must be at least "
-            f"{smallest}x{smallest}."
+            f"model {name!r} cannot take {image_size}x{image_size} images: they must be at least {smallest}x{smallest}."
         )
 
 
@@ -136,9 +131,7 @@ def _zoo_builder(name: str) -> Callable[..., nn.Module]:
 def _refuse_unknown_arguments(name: str, builder: Callable[..., nn.Module], own: Mapping[str, Any]) -> None:
     for key in _TASK_ARGUMENTS:
         if key in own:
-            raise ConfigError(
-                f"{key} of model {name!r} is given by the task: take it out of the model's arguments."
-            )
+            raise ConfigError(f"{key} of model {name!r} is given by the task: take it out of the model's arguments.")
     parameters = inspect.signature(builder).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -187,9 +180,7 @@ def _import_builder(name: str) -> Callable[..., Any]:
         found = getattr(found, part)
         reached = f"{reached}.{part}"
     if isinstance(found, nn.Module) or not callable(found):
-        raise ConfigError(
-            f"{name!r} is a {type(found).__name__}, not a function or class that builds a model."
-        )
+        raise ConfigError(f"{name!r} is a {type(found).__name__}, not a function or class that builds a model.")
     return found
 
 
@@ -207,7 +198,6 @@ def _call(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) 
         raise ConfigError(f"model {name!r} cannot be built: {in_one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model {name!r} returned a {type(model).__name__}, not a torch.nn.Module: let it return the "
-            "model itself."
+            f"model {name!r} returned a {type(model).__name__}, not a torch.nn.Module: let it return the model itself."
         )
     return model

@@ -85,9 +85,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _three_stages(
-    name: str, depth: int, widen: int, num_classes: int, in_channels: int, image_size: int
-) -> ResNet:
+def _three_stages(name: str, depth: int, widen: int, num_classes: int, in_channels: int, image_size: int) -> ResNet:
     """The first family: `depth` layers, `widen` times the channels; the stem of the wide ones is 32."""
     require_image_size(name, image_size, 4)
     blocks = [(depth - 2) // 6] * 3

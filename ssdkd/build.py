@@ -1,0 +1,172 @@
+"""From a configuration to an engine: networks, weights, evaluation set, and the checks that need all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssdkd.config import ImageConfig, RunConfig
+from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
+from ssdkd.devices import choose_device
+from ssdkd.engine import Engine
+from ssdkd.errors import CheckpointError, ConfigError
+from ssdkd.models import create_model, load_weights
+
+EMBEDDED = {"embedded": "digits_teacher.safetensors"}
+
+
+def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: nn.Module | None = None) -> Engine:
+    """Build everything that `config` names; a teacher or student that is handed over takes its place."""
+    require_budget(config)
+    if config.distillation.batch > config.buffer.capacity:
+        raise ConfigError(
+            f"buffer.capacity is {config.buffer.capacity} but distillation.batch is {config.distillation.batch}; "
+            "a buffer must hold at least one batch: raise the one or lower the other."
+        )
+    device = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    spec = image_spec(config)
+    evaluation = _evaluation(config, spec)
+    if teacher is None:
+        teacher = _load_teacher(config, spec)
+    if student is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            student = _create(config.student.name, config.student.arguments, spec)
+    for network, role in ((teacher, "teacher"), (student, "student")):
+        _require_fit(network, role, spec)
+    _require_finite(teacher)
+    torch.manual_seed(config.seed)
+    return Engine(teacher, student, spec, config, device, evaluation)
+
+
+def require_budget(config: RunConfig) -> None:
+    """A run needs one budget, above zero."""
+    if config.rounds is None and config.minutes is None:
+        raise ConfigError("no budget: give --rounds R or --minutes M.")
+    if config.minutes is not None and config.minutes <= 0:
+        raise ConfigError(f"minutes: a budget of {config.minutes:g} leaves nothing to do; give more than 0.")
+
+
+def image_spec(config: RunConfig) -> ImageSpec:
+    """What the teacher sees: the data set's facts, overridden by what `image` sets."""
+    given: ImageConfig = config.image
+    if config.dataset is not None:
+        base = dataset_spec(config.dataset, config.data_root)
+    else:
+        missing = [name for name in ("channels", "height", "width", "classes") if getattr(given, name) is None]
+        if missing:
+            raise ConfigError(
+                f"image.{missing[0]} is not known: name the teacher's data set (--dataset) "
+                "or give image.channels, image.height, image.width and image.classes."
+            )
+        channels = given.channels or 0
+        base = ImageSpec(
+            channels=channels,
+            height=given.height or 0,
+            width=given.width or 0,
+            num_classes=given.classes or 0,
+            mean=(0.5,) * channels,
+            std=(0.25,) * channels,
+            flip=False,
+            class_names=tuple(str(c) for c in range(given.classes or 0)),
+        )
+    channels = given.channels or base.channels
+    classes = given.classes or base.num_classes
+    same_classes = classes == base.num_classes
+    mean = tuple(given.mean) if given.mean is not None else _spread(base.mean, channels)
+    std = tuple(given.std) if given.std is not None else _spread(base.std, channels)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"image.{name} has {len(values)} entries for {channels} channels; give one for each.")
+    if min(std) <= 0:
+        raise ConfigError(f"image.std must be above 0, got {list(std)}.")
+    return dataclasses.replace(
+        base,
+        channels=channels,
+        height=given.height or base.height,
+        width=given.width or base.width,
+        num_classes=classes,
+        mean=mean,
+        std=std,
+        flip=base.flip if given.flip is None else given.flip,
+        class_names=base.class_names if same_classes else tuple(str(c) for c in range(classes)),
+    )
+
+
+def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _evaluation(config: RunConfig, spec: ImageSpec) -> LabelledImages | None:
+    if config.dataset is None or (config.data_root is None and config.dataset != "digits"):
+        return None
+    data = load_dataset(config.dataset, config.data_root, "test")
+    require_same_task(data.spec, spec.num_classes, spec.channels)
+    if (data.spec.height, data.spec.width) != (spec.height, spec.width):
+        raise ConfigError(
+            f"{config.dataset} has images of {data.spec.height}x{data.spec.width} pixels but image.height and "
+            f"image.width say {spec.height}x{spec.width}; leave those out or choose another evaluation set."
+        )
+    return data
+
+
+def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Module:
+    return create_model(
+        name,
+        arguments,
+        num_classes=spec.num_classes,
+        in_channels=spec.channels,
+        image_size=min(spec.height, spec.width),
+    )
+
+
+def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
+    described = config.teacher
+    if described.checkpoint is None and ":" not in described.name:
+        raise ConfigError(
+            f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "
+            "give its weights (--teacher.checkpoint FILE)."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = _create(described.name, described.arguments, spec)
+    if described.checkpoint in EMBEDDED:
+        with resources.as_file(resources.files("ssdkd") / "assets" / EMBEDDED[described.checkpoint]) as path:
+            load_weights(teacher, path)
+    elif described.checkpoint is not None:
+        load_weights(teacher, Path(described.checkpoint).expanduser())
+    return teacher
+
+
+def _require_fit(network: nn.Module, role: str, spec: ImageSpec) -> None:
+    """Show the network one blank image: it must take the size and return one logit a class."""
+    was_training = network.training
+    parameter = next(network.parameters(), torch.zeros(()))
+    blank = torch.zeros((1, spec.channels, spec.height, spec.width), device=parameter.device)
+    size = f"{spec.channels}x{spec.height}x{spec.width}"
+    try:
+        with torch.no_grad():
+            answer = network.eval()(blank)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"the {role} cannot take images of {size}: {first.rstrip('.')}.") from error
+    finally:
+        network.train(was_training)
+    if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or answer.shape[1] != spec.num_classes:
+        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise ConfigError(
+            f"the {role} answers an image of {size} with {shape}, but {spec.num_classes} classes were expected "
+            f"(1, {spec.num_classes}); teacher and student need the same classes: see image.classes."
+        )
+
+
+def _require_finite(teacher: nn.Module) -> None:
+    for name, tensor in teacher.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"the teacher's weights hold NaN or infinity in {name}; they cannot be learned from.")

@@ -1,0 +1,97 @@
+"""When a run saves and how it stops: the checkpoint interval, the signals, and what is said about them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from ssdkd import checkpoint
+from ssdkd.config import CheckpointConfig
+from ssdkd.errors import CheckpointError
+from ssdkd.tracking.display import Display
+from ssdkd.tracking.folder import CHECKPOINTS, RunFolder
+
+
+class Stopped(Exception):
+    """A run ended early by a signal, its state saved."""
+
+    def __init__(self, number: int, folder: Path | None) -> None:
+        how = f" and can be resumed: python -m ssdkd.run --resume {folder}" if folder is not None else ""
+        super().__init__(f"stopped by {signal.Signals(number).name}; the run is saved{how}")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While it is entered, SIGINT and SIGTERM ask the run to stop after this round, SIGUSR1 to save.
+
+    A second SIGINT or SIGTERM leaves at once. Outside the main thread signals stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.save = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        handlers: dict[str, Callable[[int, FrameType | None], None]] = {
+            "SIGINT": self._ask_to_stop,
+            "SIGTERM": self._ask_to_stop,
+            "SIGUSR1": self._ask_to_save,
+        }
+        for name, handler in handlers.items():
+            number = getattr(signal, name, None)  # Windows has no SIGUSR1
+            if number is None:
+                continue
+            try:
+                self._before[number] = signal.signal(number, handler)
+            except ValueError:  # not the main thread
+                return self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            os._exit(128 + number)
+        self.stop = number
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+
+class Saver:
+    """Writes checkpoints into the run folder when they are due; without a folder it does nothing."""
+
+    def __init__(self, settings: CheckpointConfig, folder: RunFolder | None, display: Display) -> None:
+        self.settings = settings
+        self.folder = folder.path if folder is not None else None
+        self.display = display
+        self._last = time.monotonic()
+
+    def is_due(self, round_index: int) -> bool:
+        """Whether as many rounds or minutes as were asked for have gone by."""
+        rounds, minutes = self.settings.rounds, self.settings.minutes
+        by_rounds = rounds > 0 and round_index % rounds == 0
+        by_time = minutes > 0 and time.monotonic() - self._last >= 60.0 * minutes
+        return by_rounds or by_time
+
+    def save(self, state: dict[str, Any], round_index: int) -> None:
+        """Write one; where the disk refuses, go on or stop as configured, the older ones untouched."""
+        if self.folder is None:
+            return
+        self._last = time.monotonic()
+        try:
+            checkpoint.save(self.folder / CHECKPOINTS, state, round_index, self.settings.keep)
+        except CheckpointError as error:
+            if self.settings.on_error == "stop":
+                raise
+            self.display.say(f"warning: {error} The run goes on; the next checkpoint is tried when it is due.")

@@ -1,0 +1,107 @@
+"""What is shown while a run goes on: a live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ssdkd.engine import Statistics
+
+PLAIN_SECONDS = 10.0
+
+
+class Display:
+    """Shows progress; a context manager, so that the terminal is given back whatever happens."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr)
+        self.live = self.console.is_terminal and not quiet
+        self.quiet = quiet
+        self._last = 0.0
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("warming up", total=1.0, facts="")
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def say(self, sentence: str) -> None:
+        """One sentence, above the live line."""
+        if not self.quiet:
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, statistics: Statistics, accuracy: float | None) -> None:
+        """Show where the run stands."""
+        if self.quiet:
+            return
+        facts = describe(statistics, accuracy)
+        if self._progress is not None:
+            self._progress.update(
+                self._task,
+                completed=statistics["progress"],
+                description=f"round {statistics['round']:.0f}",
+                facts=facts,
+            )
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self.say(f"round {statistics['round']:.0f} ({100 * statistics['progress']:.0f} %): {facts}")
+
+
+def describe(statistics: Statistics, accuracy: float | None) -> str:
+    """A round in one line: rate, probe, accuracy, class balance."""
+    rate = statistics["round"] / max(statistics["seconds"], 1e-9)
+    parts = [
+        f"{rate:.1f} rounds/s",
+        f"probe KL {statistics['probe_kl']:.3f}",
+        f"agreement {100 * statistics['probe_agreement']:.1f} %",
+    ]
+    if accuracy is not None:
+        parts.append(f"accuracy {accuracy:.2f} %")
+    parts.append(f"class balance {statistics['class_entropy']:.2f}")
+    return ", ".join(parts)
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The end of a run as a table."""
+    table = Table(title="distilled without data", show_header=True)
+    for heading in ("", "teacher", "student"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    teacher, student = summary["teacher_accuracy"], summary["student_accuracy"]
+    if teacher is not None:
+        table.add_row("accuracy", f"{teacher:.2f} %", f"{student:.2f} % ({student - teacher:+.2f})")
+    table.add_row("agreement on the probe", "", f"{summary['probe_agreement']:.2f} %")
+    for key, label in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
+        ratio = summary[f"teacher_{key}"] / max(summary[f"student_{key}"], 1)
+        big, small = summary[f"teacher_{key}"], summary[f"student_{key}"]
+        table.add_row(label, f"{big:,}", f"{small:,} ({ratio:.1f} times fewer)")
+    table.add_row(
+        "synthetic images", "", f"{summary['buffer_images']:,} kept of {summary['synthesized_images']:,} made"
+    )
+    table.add_row("rounds", "", f"{summary['rounds']} by {summary['policy']}")
+    total = max(sum(summary["phase_seconds"].values()), 1e-9)
+    shares = ", ".join(f"{name} {100 * s / total:.0f} %" for name, s in summary["phase_seconds"].items())
+    table.add_row("time", "", f"{summary['seconds']:.1f} s: {shares}")
+    return table
