@@ -149,7 +149,7 @@ def test_the_student_comes_to_do_the_teachers_job() -> None:
     """On digits that nobody trained on: from guessing to most of them right, in seconds."""
     engine = tiny_engine(
         changed(
-            rounds=25,
+            rounds=40,
             inversion={
                 "images": 64,
                 "steps": 3,
@@ -447,14 +447,12 @@ def test_an_unknown_loss_term_is_refused_with_those_that_exist() -> None:
         tiny_engine(changed(inversion={"terms": {"one_hott": 1.0}}))
 
 
-@pytest.mark.xfail(reason="the gradient of an empty loss is asked for", strict=True, raises=RuntimeError)
 @pytest.mark.parametrize("terms", [{}, {"one_hot": 0.0}, {"adversarial": 1.0}])
 def test_terms_that_leave_nothing_to_search_for_are_refused(terms: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"inversion\.terms"):
         tiny_engine(changed(inversion={"terms": terms})).warm_up()
 
 
-@pytest.mark.xfail(reason="mirrored twice, pixels of another image are read", strict=True)
 def test_a_shift_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="shift"):
         drive(tiny_engine(changed(buffer={"shift": 8})), Coefficients())

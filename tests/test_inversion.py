@@ -225,21 +225,9 @@ class OutOfOrder(nn.Module):
 
 
 BATCH_NORM_FAMILIES = ["convnet", "lenet5_bn", "mobilenet_v2", "resnet20", "resnet18", "vgg8", "wrn16_1"]
-OUT_OF_ORDER_TODAY = {"resnet20", "resnet18"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(reason="shortcut and main path are mixed up", strict=True)
-            if name in OUT_OF_ORDER_TODAY
-            else (),
-        )
-        for name in BATCH_NORM_FAMILIES
-    ],
-)
+@pytest.mark.parametrize("name", BATCH_NORM_FAMILIES)
 def test_images_with_the_teachers_own_statistics_have_no_batch_norm_distance(name: str) -> None:
     assert name in available_models()
     size = 32 if name not in ("convnet",) else 8
@@ -251,7 +239,6 @@ def test_images_with_the_teachers_own_statistics_have_no_batch_norm_distance(nam
     assert after < 1e-3 * before
 
 
-@pytest.mark.xfail(reason="statistics are paired by the order of the calls", strict=True)
 def test_statistics_are_matched_layer_by_layer_in_whatever_order_they_are_used() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -300,7 +300,7 @@ def test_an_unknown_name_gets_the_nearest_known_one() -> None:
 def test_an_unknown_argument_is_named_with_those_that_exist() -> None:
     text = config_error("convnet", width=3)
     assert "has no argument 'width'" in text
-    assert "widths, batch_norm" in text
+    assert "widths, depth, batch_norm" in text
     assert "takes none" in config_error("vgg8", dropout=0.1)
 
 
