@@ -242,7 +242,9 @@ def test_a_value_below_its_range_is_refused(flag: str, value: str, least: str) -
 
 @pytest.mark.parametrize("value", [".nan", ".inf"])
 def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
-    assert refusal("--distillation.learning-rate", value).startswith("distillation.learning_rate: expected a finite number")
+    assert refusal("--distillation.learning-rate", value).startswith(
+        "distillation.learning_rate: expected a finite number"
+    )
 
 
 def test_null_is_allowed_exactly_where_the_default_is_null() -> None:
