@@ -99,7 +99,12 @@ class Engine:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator = ConvGenerator(
-                inversion.latent, shape, spec.num_classes, inversion.width, inversion.conditional
+                inversion.latent,
+                shape,
+                spec.num_classes,
+                inversion.width,
+                inversion.conditional,
+                inversion.subpixel,
             ).to(device, memory_format=layout)  # type: ignore[call-overload]
         teacher_work = count_multiply_adds(self.teacher, shape)
         self.costs = Costs.of(
@@ -267,6 +272,9 @@ class Engine:
         start = time.perf_counter()
         learning, buffer = self.config.distillation, self.buffer
         steps = max(1, round(coefficients.effort * learning.steps))
+        if self.config.minutes is None:  # the last round spends what is left, so that no effort overdraws the budget
+            left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
+            steps = max(1, min(steps, round(left)))
         probabilities = self.replay_probabilities(coefficients)
         weights = selection.importance_weights(probabilities, coefficients.beta)
         rows = selection.draw(probabilities, steps * learning.batch, self.random["replay"])

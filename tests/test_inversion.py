@@ -47,6 +47,7 @@ def scene(**changes: Any) -> Scene:
     """Four images of three classes, on which the teacher is unsure."""
     plain = Scene(
         images=torch.full((4, 1, 2, 2), 0.5),
+        inputs=torch.zeros(4, 1, 2, 2),
         targets=torch.tensor([0, 1, 2, 0]),
         teacher_logits=torch.zeros(4, 3),
         student_logits=None,
@@ -225,6 +226,13 @@ class OutOfOrder(nn.Module):
 
 
 BATCH_NORM_FAMILIES = ["convnet", "lenet5_bn", "mobilenet_v2", "resnet20", "resnet18", "vgg8", "wrn16_1"]
+
+
+def test_pixels_is_lowest_where_the_normalised_batch_has_mean_0_and_variance_1() -> None:
+    normalised = torch.tensor([-1.0, 1.0]).repeat(32).view(2, 1, 4, 8)
+    assert value("pixels", inputs=normalised) == pytest.approx(0.0, abs=1e-6)
+    assert value("pixels", inputs=normalised + 0.5) == pytest.approx(0.5, abs=1e-6)
+    assert value("pixels", inputs=normalised * 2.0) == pytest.approx(3.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", BATCH_NORM_FAMILIES)

@@ -122,6 +122,7 @@ class Inverter:
             student_logits = student(inputs).float() if student is not None and consulted else None
         scene = Scene(
             images=images,
+            inputs=inputs,
             targets=targets,
             teacher_logits=teacher_logits,
             student_logits=student_logits,

@@ -19,6 +19,7 @@ class Scene:
     """One batch of candidates as the teacher and the student see it: B images, C classes."""
 
     images: Tensor  # (B, c, H, W) pixels in [0, 1]
+    inputs: Tensor  # (B, c, H, W) the same, normalised as the teacher wants them
     targets: Tensor  # (B,) the class each image should show
     teacher_logits: Tensor  # (B, C)
     student_logits: Tensor | None  # (B, C), None while the student is not consulted
@@ -141,3 +142,14 @@ def total_variation(scene: Scene) -> Tensor:
 def l2(scene: Scene) -> Tensor:
     """Mean squared pixel value, measured from mid-grey."""
     return (scene.images - 0.5).square().mean()
+
+
+@register_term("pixels")
+def pixels(scene: Scene) -> Tensor:
+    """Distance of the batch's pixel statistics to what the teacher's normalisation says of its data.
+
+    A teacher is fed images whose channels have mean 0 and variance 1 after normalisation; so its mean and
+    standard deviation are the statistics of a batch-norm layer in front of all others, which every teacher has.
+    """
+    variance, mean = torch.var_mean(scene.inputs, dim=(0, 2, 3), correction=0)
+    return torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(variance - 1.0)

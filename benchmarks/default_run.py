@@ -1,0 +1,51 @@
+"""The default job on several seeds: how far the student stays below its teacher.
+
+    python -m benchmarks.default_run [--seeds 5] [--jobs 2] [any option of ssdkd.run]
+
+Each seed is one `python -m ssdkd.run` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def one(seed: int, options: list[str]) -> dict[str, Any]:
+    """Run the command with `seed` and return its summary."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "ssdkd.run", "--seed", str(seed), "--out", out, "--quiet", *options]
+        subprocess.run(command, check=True)
+        (summary,) = Path(out).glob("*/summary.json")
+        read: dict[str, Any] = json.loads(summary.read_text())
+        return read
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The default job on several seeds.", allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    known, options = parser.parse_known_args()
+    print(f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}")
+    gaps = []
+    with ThreadPoolExecutor(known.jobs) as pool:
+        for seed, s in enumerate(pool.map(lambda seed: one(seed, options), range(known.seeds))):
+            gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
+            fewer = s["teacher_parameters"] / s["student_parameters"]
+            print(
+                f"{seed:>4} {s['teacher_accuracy']:>8.2f} {s['student_accuracy']:>8.2f} {gaps[-1]:>6.2f} "
+                f"{s['buffer_images']:>6} {s['synthesized_images']:>7} {fewer:>6.1f} {s['seconds']:>8.1f}",
+                flush=True,
+            )
+    print(f"largest gap {max(gaps):.2f} points, mean {sum(gaps) / len(gaps):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
