@@ -37,7 +37,7 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     if student is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            student = _create(config.student.name, config.student.arguments, spec)
+            student = build_student(config, spec)
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec)
     _require_finite(teacher)
@@ -116,7 +116,22 @@ def _evaluation(config: RunConfig, spec: ImageSpec) -> LabelledImages | None:
     return data
 
 
+def build_student(config: RunConfig, spec: ImageSpec) -> nn.Module:
+    """The student that `config` names, with fresh weights."""
+    return _create(config.student.name, config.student.arguments, spec)
+
+
+def name_in_memory(network: nn.Module) -> str:
+    """What stands in a configuration for a network that was handed over rather than named."""
+    return f"<{type(network).__name__}>"
+
+
 def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Module:
+    if name.startswith("<"):
+        raise ConfigError(
+            f"the run was given {name[1:-1]} as a network in memory, which no name rebuilds: "
+            "go on with ssdkd.distill(teacher, student, resume=RUN)."
+        )
     return create_model(
         name,
         arguments,
@@ -128,7 +143,7 @@ def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Modu
 
 def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
     described = config.teacher
-    if described.checkpoint is None and ":" not in described.name:
+    if described.checkpoint is None and not set(":<") & set(described.name):
         raise ConfigError(
             f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "
             "give its weights (--teacher.checkpoint FILE)."

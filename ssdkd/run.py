@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
+import math
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from ssdkd.build import build_engine
+from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
-from ssdkd.config import RunConfig, differences, from_mapping, parse_command_line, to_yaml
-from ssdkd.engine import Engine
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
+from ssdkd.engine import Engine, Statistics
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, SsdkdError
 from ssdkd.models import count_multiply_adds, count_parameters, save_weights
-from ssdkd.saving import Saver, Stopped, StopSignals
+from ssdkd.saving import Saver, Stopped, StoppedAtOnce, StopSignals, how_to_go_on
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, PICTURE, STUDENT, SUMMARY
@@ -34,29 +39,56 @@ DESCRIPTION = "Distil a student out of a teacher without the teacher's training 
 class Result:
     """What a distillation gave."""
 
-    student: nn.Module
-    summary: dict[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
+    student: nn.Module  # the last one, in evaluation mode
+    summary: dict[str, Any]  # what summary.json holds
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry for each round that was played here
     folder: Path | None = None
 
 
-def distill(teacher: nn.Module, student: nn.Module, *, out: str | None = None, **options: Any) -> Result:
-    """Distil `teacher` into `student`, both in memory; the student is trained in place.
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    *,
+    out: str | None = None,
+    resume: str | Path | None = None,
+    **options: Any,
+) -> Result:
+    """Distil `teacher` into `student`, both in memory; the student is trained in place, the teacher stays as it is.
 
-    `options` are those of the command, nested as in YAML: `distill(teacher, student, dataset="mnist", rounds=60,
-    buffer={"capacity": 1000})`. With `out`, a run folder is written there; without it nothing is.
+    Args:
+        teacher: takes normalised images (N, channels, height, width), returns logits (N, classes).
+        student: the same, smaller.
+        out: a run folder is made in this folder; without it nothing is written.
+        resume: the run folder of an earlier call with the same networks, to go on with; takes no `options`.
+        options: those of the command, nested as in YAML: `dataset="mnist", rounds=60, buffer={"capacity": 1000}`.
+            Without a budget, 100 rounds.
+
+    Raises:
+        SsdkdError: the options or the networks do not fit, in one sentence.
+        Stopped: SIGINT or SIGTERM came; the round was finished and, where there is a folder, saved.
     """
-    config = from_mapping(RunConfig, {"rounds": 100, **options}, "the options of distill()")
-    if "minutes" in options and "rounds" not in options:
-        config.rounds = None
-    config.teacher.name, config.student.name = _name_of(teacher), _name_of(student)
-    folder = None
-    if out is not None:
-        config.out = out
-        folder = RunFolder.create(out, run_name(config))
-        folder.write_text(CONFIG, to_yaml(config))
+    from_folder = None
+    if resume is not None:
+        if options or out is not None:
+            raise ConfigError("distill(resume=...) goes on with the options of that run; leave out all others.")
+        from_folder = RunFolder.existing(resume)
+        config = build(RunConfig, [read_yaml(str(from_folder / CONFIG))])
+    else:
+        budget = {} if "minutes" in options else {"rounds": 100}
+        config = from_mapping(RunConfig, {**budget, **options}, "the options of distill()")
+        config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
+        config.out = out if out is not None else config.out
     engine = build_engine(config, copy.deepcopy(teacher), student)
-    return run(config, engine, folder, Display(quiet=True))
+    display = Display(quiet=True)
+    if from_folder is not None:
+        with from_folder.claimed():
+            return run(config, engine, from_folder, display, _newest_state(from_folder, display))
+    if out is None:
+        return run(config, engine, None, display)
+    folder = RunFolder.create(out, run_name(config))
+    with folder.claimed():
+        folder.write_text(CONFIG, to_yaml(config))
+        return run(config, engine, folder, display)
 
 
 def run(
@@ -83,31 +115,54 @@ def run(
             observation, info = env.reset()
         else:
             observation = _restore(resumed, engine, env, policy)
+            saver.saved = engine.round
         metrics = MetricsFile(folder / METRICS, from_round=engine.round) if folder is not None else None
         while not engine.finished:
             action, _ = policy.predict(observation, deterministic=True)
             observation, reward, _, _, info = env.step(action)
+            _require_finite(engine.statistics, saver)
             line = {**info["statistics"], **info["coefficients"], "reward": float(reward)}
             every = config.tracking.evaluate_every
             measured = engine.accuracy(engine.student) if every and engine.round % every == 0 else None
             if measured is not None:
                 line["accuracy"] = measured
-            if metrics is None:
-                history.append(line)
-            elif engine.round % config.tracking.metrics_every == 0:
+            history.append(line)
+            if metrics is not None and engine.round % config.tracking.metrics_every == 0:
                 metrics.add(line)
             display.update(engine.statistics, measured)
+            _say_what_looks_wrong(engine.statistics, metrics, display)
             if saver.is_due(engine.round) or signals.save or signals.stop:
                 saver.save(_state(engine, env, policy), engine.round)
-                signals.save = False
-            if signals.stop:
-                raise Stopped(signals.stop, saver.folder)
+            if signals.save and saver.saved == engine.round:
+                display.say(f"saved at round {engine.round}")
+            signals.save = False
+            if signals.stop and not engine.finished:
+                raise Stopped(signals.stop, saver.folder, saver.saved)
         if metrics is not None:
             metrics.close()
-    summary = summarise(config, engine)
-    if folder is not None:
-        finish(folder, engine, summary)
+        engine.student.eval()
+        summary = summarise(config, engine)
+        if folder is not None:
+            finish(folder, engine, summary)
     return Result(engine.student, summary, history, folder.path if folder is not None else None)
+
+
+def _require_finite(statistics: Statistics, saver: Saver) -> None:
+    """End a run whose student has left the finite numbers, before that is saved over what was still good."""
+    for name in ("replay_loss", "probe_kl"):
+        if not math.isfinite(statistics[name]):
+            raise NumericalError(
+                f"{name} is {statistics[name]} in round {statistics['round']:.0f}: training diverged; lower "
+                f"distillation.learning_rate or set distillation.clip; {how_to_go_on(saver.folder, saver.saved)}"
+            )
+
+
+def _say_what_looks_wrong(statistics: Statistics, metrics: MetricsFile | None, display: Display) -> None:
+    """What does not end a run but should be known; each sentence is shown once."""
+    if metrics is not None and metrics.error is not None:
+        display.warn(f"{METRICS} cannot be written ({metrics.error.strerror}); the run goes on without it.")
+    if statistics["class_share_max"] > 0.9:
+        display.warn("nine tenths of the buffer are of one class; w_div above 0 or the balance term spreads them.")
 
 
 def _state(engine: Engine, env: SampleSelectionEnv, policy: Any) -> dict[str, Any]:
@@ -117,20 +172,42 @@ def _state(engine: Engine, env: SampleSelectionEnv, policy: Any) -> dict[str, An
 
 
 def _restore(state: dict[str, Any], engine: Engine, env: SampleSelectionEnv, policy: Any) -> np.ndarray:
-    engine.load_state_dict(state["engine"])
-    if state["policy"] is not None:
-        policy.load_state_dict(state["policy"])
-    return env.resume(state["env"])
+    try:
+        engine.load_state_dict(state["engine"])
+        if state["policy"] is not None:
+            policy.load_state_dict(state["policy"])
+        return env.resume(state["env"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the checkpoint does not fit this run ({first.rstrip('.:')}): it is of other networks or of another "
+            "version of ssdkd; start a new run."
+        ) from error
 
 
 def finish(folder: RunFolder, engine: Engine, summary: dict[str, Any]) -> None:
-    """Write what the run was for."""
+    """Write what the run was for; the summary comes last, and marks the run as finished.
+
+    Raises:
+        CheckpointError: the disk does not take it; says where the student is nevertheless, if anywhere.
+    """
     from PIL import Image
 
-    save_weights(engine.student, folder / STUDENT)
-    held = engine.buffer.filled()
-    Image.fromarray(buffer_grid(held, engine.spec.num_classes)).save(folder / PICTURE)
-    folder.write_json(SUMMARY, summary)
+    try:
+        save_weights(engine.student, folder / STUDENT)
+    except CheckpointError as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="ssdkd-")) / STUDENT
+        save_weights(engine.student, elsewhere)
+        raise CheckpointError(f"{str(error).rstrip('.')}; the student was put into {elsewhere} instead.") from error
+    picture = io.BytesIO()
+    Image.fromarray(buffer_grid(engine.buffer.filled(), engine.spec.num_classes)).save(picture, "png")
+    try:
+        if not (folder / CONFIG).is_file():  # somebody deleted the folder meanwhile; saving the student made it anew
+            folder.write_text(CONFIG, to_yaml(engine.config))
+        folder.write_bytes(PICTURE, picture.getvalue())
+        folder.write_json(SUMMARY, summary)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}; the student is in {folder / STUDENT}.") from error
 
 
 def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
@@ -157,17 +234,18 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "policy": config.policy,
         "seed": config.seed,
         "device": str(engine.device),
+        "image": {
+            **{"channels": shape[0], "height": shape[1], "width": shape[2], "classes": engine.spec.num_classes},
+            **{"mean": list(engine.spec.mean), "std": list(engine.spec.std)},
+            "class_names": list(engine.spec.class_names),
+        },
     }
 
 
 def run_name(config: RunConfig) -> str:
     """What a run's folder is called, before the time."""
-    task = config.dataset or config.teacher.name.replace(":", ".").replace("/", ".")
+    task = config.dataset or re.sub(r"[^\w.-]+", ".", config.teacher.name).strip(".")
     return f"{task}-{config.policy}-seed{config.seed}"
-
-
-def _name_of(network: nn.Module) -> str:
-    return type(network).__name__
 
 
 def _say_what_is_missing(engine: Engine, display: Display) -> None:
@@ -175,24 +253,32 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
         display.say(f"The teacher has no batch-norm statistics; inversion goes by the other terms: {terms}.")
     if engine.evaluation is None:
-        display.say("No evaluation set (--dataset with --data-root): agreement on synthetic images is all there is.")
+        display.say("No evaluation set (--dataset with --data-root); agreement on synthetic images is all there is.")
 
 
 def start(argv: Sequence[str] | None) -> None:
     """Read the command line, then begin a run or go on with one."""
+    from agents import fixed_policy  # noqa: F401  (another package of that name is noticed before anything is made)
+    from envs import SampleSelectionEnv  # noqa: F401
+
     config, given = _read(argv, "digits")
     display = Display(quiet=given.quiet)
     if given.resume is None:
         engine = build_engine(config)
         folder = RunFolder.create(config.out, run_name(config))
-        folder.write_text(CONFIG, to_yaml(config))
-        resumed = None
+        with folder.claimed():
+            folder.write_text(CONFIG, to_yaml(config))
+            result = run(config, engine, folder, display)
     else:
         folder = RunFolder.existing(given.resume)
-        config = _config_to_resume(folder, argv, display)
-        engine = build_engine(config)
-        resumed = _newest_state(folder, display)
-    result = run(config, engine, folder, display, resumed)
+        with folder.claimed():
+            config = _config_to_resume(folder, argv, display)
+            if (folder / SUMMARY).is_file() and (folder / STUDENT).is_file():
+                rounds = folder.read_json(SUMMARY).get("rounds")
+                print(f"{folder.path} is finished after {rounds} rounds; its student is {folder / STUDENT}")
+                return
+            engine = build_engine(config)
+            result = run(config, engine, folder, display, _newest_state(folder, display))
     if not given.quiet:
         display.console.print(summary_table(result.summary))
         print(f"run folder: {result.folder}")
@@ -229,15 +315,21 @@ def _config_to_resume(folder: RunFolder, argv: Sequence[str] | None, display: Di
 
 
 def _newest_state(folder: RunFolder, display: Display) -> dict[str, Any] | None:
-    if not (folder / CHECKPOINTS).is_dir():
+    if not any((folder / CHECKPOINTS).glob("round-*")):
         display.say("The run has no checkpoint yet; it begins anew.")
         return None
     state, path, warnings = load_newest(folder / CHECKPOINTS)
     for warning in warnings:
-        display.say(f"warning: {warning}")
+        display.warn(warning)
     display.say(f"Going on from {path.name}.")
     resumed: dict[str, Any] = state
     return resumed
+
+
+OUT_OF_MEMORY = (
+    "out of memory: lower inversion.images, distillation.batch, buffer.views or buffer.capacity; "
+    "--resume goes on from the last checkpoint if it was passing."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,6 +342,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
+    except StoppedAtOnce as stopped:
+        print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("stopped before the run began", file=sys.stderr)
+        return 130
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        return NumericalError.exit_code
     except ImportError as error:
         print(f"error: {_shadowed(error)}", file=sys.stderr)
         return ConfigError.exit_code
@@ -260,10 +361,10 @@ def _shadowed(error: ImportError) -> str:
     """Say so where another package called `envs` or `agents` stands in front of ours."""
     name = (error.name or "").split(".")[0]
     loaded = sys.modules.get(name)
-    where = getattr(loaded, "__file__", None)
+    where = next(iter(getattr(loaded, "__path__", None) or [getattr(loaded, "__file__", None)]), None)
     if name in ("envs", "agents") and where is not None:
         return (
-            f"the package {name!r} that Python finds is {Path(where).parent}, not ssdkd's; "
+            f"the package {name!r} that Python finds is {where}, not ssdkd's; "
             "run from another folder or remove the other package."
         )
     return f"{error}; is ssdkd installed in this environment (pip install ssdkd)?"

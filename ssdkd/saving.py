@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,12 +17,27 @@ from ssdkd.tracking.folder import CHECKPOINTS, RunFolder
 
 
 class Stopped(Exception):
-    """A run ended early by a signal, its state saved."""
+    """A run ended early by a signal, after its round."""
 
-    def __init__(self, number: int, folder: Path | None) -> None:
-        how = f" and can be resumed: python -m ssdkd.run --resume {folder}" if folder is not None else ""
-        super().__init__(f"stopped by {signal.Signals(number).name}; the run is saved{how}")
+    def __init__(self, number: int, folder: Path | None, saved: int | None) -> None:
+        """`saved` is the round of the newest checkpoint, if there is one."""
+        super().__init__(f"stopped by {signal.Signals(number).name}; {how_to_go_on(folder, saved)}")
         self.exit_code = 128 + number
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """The user asked a second time: not even the round is finished."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped at once by a second {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def how_to_go_on(folder: Path | None, saved: int | None) -> str:
+    """The end of a sentence about a run that was cut off."""
+    if folder is None or saved is None:
+        return "nothing was saved"
+    return f"the run is saved as of round {saved} and goes on with: python -m ssdkd.run --resume {folder}"
 
 
 class StopSignals:
@@ -61,7 +75,7 @@ class StopSignals:
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop:
-            os._exit(128 + number)
+            raise StoppedAtOnce(number)
         self.stop = number
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
@@ -75,6 +89,7 @@ class Saver:
         self.settings = settings
         self.folder = folder.path if folder is not None else None
         self.display = display
+        self.saved: int | None = None  # round of the newest checkpoint
         self._last = time.monotonic()
 
     def is_due(self, round_index: int) -> bool:
@@ -91,7 +106,8 @@ class Saver:
         self._last = time.monotonic()
         try:
             checkpoint.save(self.folder / CHECKPOINTS, state, round_index, self.settings.keep)
+            self.saved = round_index
         except CheckpointError as error:
             if self.settings.on_error == "stop":
                 raise
-            self.display.say(f"warning: {error} The run goes on; the next checkpoint is tried when it is due.")
+            self.display.warn(f"{error} The run goes on; the next checkpoint is tried when it is due.")

@@ -25,6 +25,7 @@ class Display:
         self.quiet = quiet
         self._last = 0.0
         self._progress: Progress | None = None
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Display:
         if self.live:
@@ -52,6 +53,13 @@ class Display:
         """One sentence, above the live line."""
         if not self.quiet:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, sentence: str) -> None:
+        """Something went wrong that does not end the run: said once, even where the rest is quiet."""
+        if sentence in self._warned:
+            return
+        self._warned.add(sentence)
+        self.console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, statistics: Statistics, accuracy: float | None) -> None:
         """Show where the run stands."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssdkd.errors import ConfigError, SsdkdError
-from ssdkd.files import atomic_write_text
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
+from ssdkd.files import atomic_write_bytes
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 STUDENT, CHECKPOINTS, PICTURE = "student.safetensors", "checkpoints", "buffer.png"
@@ -37,7 +40,7 @@ class RunFolder:
                 return cls(path)
         except OSError as error:
             raise ConfigError(
-                f"out: no run folder can be made in {root} ({error.strerror or error}); choose a folder you may write to."
+                f"out: no run folder can be made in {root} ({error.strerror or error}); choose one you may write to."
             ) from error
         raise ConfigError(f"out: {root} already holds ten thousand runs of this second; choose another folder.")
 
@@ -52,8 +55,41 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder while it is written to: a second run that wants it is refused.
+
+        The claim is a lock on the folder itself, which the system lets go of when the process ends, however it
+        ends. Where locks do not exist (Windows, some network file systems) there is none.
+        """
+        try:
+            import fcntl
+
+            held = os.open(self.path, os.O_RDONLY)
+        except (ImportError, OSError):
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise SsdkdError(
+                        f"{self.path} is being written by another run: stop that one first, or wait for its end."
+                    ) from error
+            yield
+        finally:
+            os.close(held)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write or replace one file, whole or not at all."""
+        try:
+            atomic_write_bytes(self.path / name, data)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be written: {error.strerror or error}.") from error
+
     def write_text(self, name: str, text: str) -> None:
-        atomic_write_text(self.path / name, text)
+        self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         self.write_text(name, json.dumps(values, indent=2) + "\n")
