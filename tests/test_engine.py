@@ -109,10 +109,10 @@ def test_effort_trades_rounds_for_student_steps_within_the_budget(effort: float)
     heavy_steps = changed(rounds=8, distillation={"steps": 40})
     engine = tiny_engine(heavy_steps)
     seen = drive(engine, Coefficients(effort=effort))
-    one_round = engine.round_cost(round(40 * effort))
-    assert abs(engine.budget - engine.spent) <= one_round
-    assert engine.spent <= engine.budget + one_round
-    assert [s["student_steps"] for s in seen[1:]] == [round(40 * effort)] * engine.round
+    assert abs(engine.budget - engine.spent) <= 0.5 * engine.round_cost(40)
+    *full, last = (s["student_steps"] for s in seen[1:])
+    assert full == [round(40 * effort)] * (engine.round - 1)
+    assert 1 <= last <= round(40 * effort), "the last round takes no more than what is left"
     if effort > 1:
         assert engine.round < 8
     if effort < 1:
