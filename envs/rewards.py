@@ -1,4 +1,16 @@
-"""What a round is worth: one small function for each way of telling."""
+"""What a round is worth: one small function for each way of telling.
+
+`area` and `validation` telescope. Let L(p) be what is watched (the log of the probe's KL, the accuracy) when the
+share p of the budget is spent; between two rounds it goes in a straight line, and after the last one it stays.
+The area between the start and the curve, which is how early and how far L fell, is by parts
+
+    int_0^1 (L(0) - L(p)) dp  =  int_0^1 (1 - p) (-L'(p)) dp  =  sum over rounds (L_before - L_after) (1 - p_mid)
+
+with p_mid the middle of the round's stretch of the budget. So a round earns what it gained for the whole rest of
+the budget, the undiscounted episode earns the area, and it does not matter into how many rounds the budget was
+cut: two half rounds with the same curve earn as much as a whole one. `probe` is a rate instead; its sum over an
+episode favours many cheap rounds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +18,7 @@ import math
 from collections.abc import Callable
 
 from ssdkd.engine import Engine, Statistics
+from ssdkd.errors import ConfigError
 
 Reward = Callable[[Engine, Statistics, Statistics], float]
 REWARDS: dict[str, Reward] = {}
@@ -21,22 +34,39 @@ def register_reward(name: str) -> Callable[[Reward], Reward]:
     return register
 
 
-def _neutral_rounds(engine: Engine, before: Statistics, after: Statistics) -> float:
-    """What the round spent, in rounds of effort 1."""
-    neutral = engine.round_cost(engine.config.distillation.steps)
-    return max((after["spent"] - before["spent"]) / neutral, 1e-3)
+def log_kl(statistics: Statistics) -> float:
+    """Natural log of the KL on the probe, bounded so that neither perfection nor ruin is infinite."""
+    kl = statistics["probe_kl"]
+    return math.log(min(max(kl, 1e-8), 1e6)) if math.isfinite(kl) else math.log(1e6)
+
+
+def budget_left(before: Statistics, after: Statistics) -> float:
+    """Share of the budget that was left in the middle of the round."""
+    return 1.0 - (before["progress"] + after["progress"]) / 2.0
 
 
 @register_reward("probe")
 def probe(engine: Engine, before: Statistics, after: Statistics) -> float:
-    """log(KL before / KL after) on the probe, per unit of budget spent."""
-    fell = math.log(max(before["probe_kl"], 1e-8)) - math.log(max(after["probe_kl"], 1e-8))
-    return fell / _neutral_rounds(engine, before, after)
+    """log(KL before / KL after) on the probe, per unit of budget spent; the unit is a round of effort 1."""
+    neutral = engine.round_cost(engine.config.distillation.steps)
+    spent = max((after["spent"] - before["spent"]) / neutral, 1e-3)
+    return (log_kl(before) - log_kl(after)) / spent
+
+
+@register_reward("area")
+def area(engine: Engine, before: Statistics, after: Statistics) -> float:
+    """log(KL before / KL after) on the probe, for all the budget that was left: the episode earns the area."""
+    return (log_kl(before) - log_kl(after)) * budget_left(before, after)
 
 
 @register_reward("validation")
 def validation(engine: Engine, before: Statistics, after: Statistics) -> float:
-    """Rise of the accuracy on a real evaluation set, per unit of budget: for training policies where one is allowed."""
+    """The same for the accuracy (as a share) on a real evaluation set, for tasks where one is allowed.
+
+    The episode earns the mean accuracy over the budget, less the untrained student's.
+    """
     if "accuracy" not in before or "accuracy" not in after:
-        raise ValueError("reward 'validation' needs an evaluation set in the environment's task")
-    return (after["accuracy"] - before["accuracy"]) / 10.0 / _neutral_rounds(engine, before, after)
+        raise ConfigError(
+            "reward validation: the task has no evaluation set; give it a dataset and a data_root, or take area."
+        )
+    return (after["accuracy"] - before["accuracy"]) / 100.0 * budget_left(before, after)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import contextlib
+import copy
+import json
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from envs.rewards import REWARDS
-from envs.spaces import Memory, action_space, observation_space, observe
+from envs.spaces import Memory, action_space, observation_space, observe, task_facts
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.engine import Engine, Statistics
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, NumericalError
 
 
 class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -24,35 +28,115 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ## Description
     A student learns from a teacher on synthetic images that are made out of the teacher alone. Each step, the
     agent sets the coefficients of the round: how the images are made, which of them are kept, which are replayed,
-    and how much of the compute goes into making against learning.
+    and how much of the compute goes into making against learning. An episode is one whole distillation under a
+    budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (8,), float32)`, one entry for each coefficient of `ssdkd.coefficients`, mapped to its range there.
-    Entries outside [-1, 1] are clipped; NaN means the neutral value.
+    `Box(-1, 1, (8,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
+
+    | name | range | neutral | steers |
+    | --- | --- | --- | --- |
+    | w_div | 0 .. 2 | 0 | class balance of what is kept and of what is made next |
+    | gamma | -2 .. 4 | 0 | difficulty of what is kept: above 0 hard, below 0 easy |
+    | refresh | 0.02 .. 0.5* | 0.1 | how much of the buffer may change in a round |
+    | alpha | 0 .. 1.5 | 0 | how strongly replay follows disagreement |
+    | beta | 0 .. 1 | 0 | how fully weights undo the bias of replay |
+    | eta | 0 .. 1 | 0 | how much the modulating function also steers replay |
+    | adversarial | 0 .. 2 | 1 | how hard inversion looks for the student's errors |
+    | effort | 0.25 .. 4* | 1 | student steps per round, against making samples |
 
     ## Observation Space
-    A flat `Box` of named, normalised numbers whose size does not depend on classes, image size or models; the
-    table is `envs.spaces.ENTRIES`.
+    `Box(low, high, (45,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
+
+    | name | bounds | meaning |
+    | --- | --- | --- |
+    | progress | 0 .. 1 | share of the budget spent |
+    | budget | 0 .. 1 | log10 of the budget in rounds of effort 1, by 5 |
+    | batch_norm | 0 .. 1 | 1 where the teacher has batch-norm statistics, else 0 |
+    | student_size | -1 .. 1 | log10 of the student's compute over the teacher's, by 3 |
+    | making_share | 0 .. 1 | share of a round of effort 1 that making samples takes |
+    | replays_per_round | -1 .. 1 | log10 of the replays in a round of effort 1 over the buffer's capacity, by 3 |
+    | candidates_per_round | -1 .. 1 | log10 of the candidates in a round over the buffer's capacity, by 3 |
+    | buffer_fill | 0 .. 1 | share of the buffer in use |
+    | class_entropy | 0 .. 1 | class balance of the buffer: entropy over log C |
+    | class_share_min | 0 .. 1 | share of the rarest class |
+    | class_share_max | 0 .. 1 | share of the commonest class |
+    | confidence_q10 | 0 .. 1 | teacher's confidence over the buffer, 10 % quantile |
+    | confidence_q50 | 0 .. 1 | teacher's confidence over the buffer, 50 % quantile |
+    | confidence_q90 | 0 .. 1 | teacher's confidence over the buffer, 90 % quantile |
+    | delta_q10 | -1 .. 1 | log10 of the last seen KL over the buffer, by 6, 10 % quantile |
+    | delta_q50 | -1 .. 1 | log10 of the last seen KL over the buffer, by 6, 50 % quantile |
+    | delta_q90 | -1 .. 1 | log10 of the last seen KL over the buffer, by 6, 90 % quantile |
+    | age_q10 | 0 .. 1 | log(1 + rounds in the buffer), by 10, 10 % quantile |
+    | age_q50 | 0 .. 1 | log(1 + rounds in the buffer), by 10, 50 % quantile |
+    | age_q90 | 0 .. 1 | log(1 + rounds in the buffer), by 10, 90 % quantile |
+    | visits_q10 | 0 .. 1 | log(1 + times replayed), by 10, 10 % quantile |
+    | visits_q50 | 0 .. 1 | log(1 + times replayed), by 10, 50 % quantile |
+    | visits_q90 | 0 .. 1 | log(1 + times replayed), by 10, 90 % quantile |
+    | candidate_confidence_q10 | 0 .. 1 | teacher's confidence over the newest candidates, 10 % quantile |
+    | candidate_confidence_q50 | 0 .. 1 | teacher's confidence over the newest candidates, 50 % quantile |
+    | candidate_confidence_q90 | 0 .. 1 | teacher's confidence over the newest candidates, 90 % quantile |
+    | candidate_delta_q10 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 10 % quantile |
+    | candidate_delta_q50 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 50 % quantile |
+    | candidate_delta_q90 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 90 % quantile |
+    | probe_agreement | 0 .. 1 | teacher and student name the same class |
+    | probe_kl | -1 .. 1 | log10 of KL on the probe, by 6 |
+    | agreement_slope | -1 .. 1 | change of the agreement over 5 rounds, per round, times 10 |
+    | kl_slope | -1 .. 1 | change of log KL on the probe over 5 rounds, per round |
+    | replay_agreement | 0 .. 1 | the same class on the images just replayed |
+    | replay_loss | -1 .. 1 | log10 of the loss on the images just replayed, by 6 |
+    | learning_rate | 0 .. 1 | share of the largest learning rate |
+    | last_w_div | -1 .. 1 | the last action's w_div |
+    | last_gamma | -1 .. 1 | the last action's gamma |
+    | last_refresh | -1 .. 1 | the last action's refresh |
+    | last_alpha | -1 .. 1 | the last action's alpha |
+    | last_beta | -1 .. 1 | the last action's beta |
+    | last_eta | -1 .. 1 | the last action's eta |
+    | last_adversarial | -1 .. 1 | the last action's adversarial |
+    | last_effort | -1 .. 1 | the last action's effort |
+    | last_gain | -1 .. 1 | fall of log KL on the probe in the last round, per unit of budget: the reward `probe` |
 
     ## Rewards
-    `reward="probe"`: log(KL before / KL after) on a probe of synthetic images that are never trained on and do not
-    depend on the actions, per unit of budget spent. `reward="validation"`: the rise of the accuracy on the task's
-    evaluation set, where one is allowed.
+    - `reward="probe"`: log(KL before / KL after) on the probe, per unit of budget spent (a round of effort 1). The
+      probe is a set of synthetic images that are never trained on; it is made before the first action, so no
+      action can make it easier.
+    - `reward="area"`: log(KL before / KL after) times the share of the budget that was left; the episode earns
+      the area between the start and the curve of log KL over compute, however the budget was cut into rounds
+      (see `envs.rewards`).
+    - `reward="validation"`: the same area for the accuracy on the task's evaluation set, where one is allowed.
 
     ## Starting State
-    The generator has been warmed up, the probe is set aside, a first buffer is filled; the student is new.
+    The generator has been warmed up, the probe is set aside, a first buffer is filled; the student is new. None of
+    it depends on actions, all of it on the seed.
 
     ## Episode End
-    Terminated when the budget is spent. Never truncated by the environment itself.
+    Terminated when what is left of the budget no longer pays for half a round, or when training left the finite
+    numbers (the probe's KL then counts as 10^6). Never truncated by the environment itself.
+
+    ## Information
+    `statistics`: everything measured in the round, by name. `coefficients`: those in force, by name. `task`: which
+    entry of `tasks` the episode plays, -1 for one given to `reset`.
 
     ## Arguments
     - `config`: a ready-made config's name, a YAML file, a mapping, or a `RunConfig`
-    - `tasks`: mappings laid over `config`; each episode draws one of them
-    - `reward`: "probe" or "validation"
-    - `engine`: an engine to drive instead of building one (used by the command)
+    - `tasks`: mappings laid over `config`, of whatever it holds (teacher, student, rounds, ...); each episode draws
+      one of them
+    - `reward`: "probe", "area" or "validation"
+    - `warm_starts`: 0: every episode warms up a generator of its own. K: every task has K starting states, each
+      warmed up once and then copied; the rounds that follow are still random. Saves up to half of a short episode
+    - `engine`: an engine to drive, for one episode, instead of building one (used by the command)
     - `render_mode`: "rgb_array" or "human"
 
-    `reset(options={"task": {...}})` lays a mapping over the config for that episode.
+    `reset(options={"task": {...}})` plays that task instead of a drawn one.
+
+    ```python
+    import gymnasium
+    import envs  # registers; or gymnasium.make("envs:ssdkd/SampleSelection-v0") without this line
+
+    env = gymnasium.make("ssdkd/SampleSelection-v0", tasks=[{"rounds": 40}, {"rounds": 80}], reward="area")
+    ```
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 4}  # noqa: RUF012
@@ -62,6 +146,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         config: str | dict[str, Any] | RunConfig = "digits",
         tasks: list[dict[str, Any]] | None = None,
         reward: str = "probe",
+        warm_starts: int = 0,
         engine: Engine | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -75,9 +160,13 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.reward_name = reward
         self._given = engine
         self._layers = [] if engine else [_as_layer(config)]
-        self._tasks = tasks or [{}]
+        self._tasks = list(tasks or [{}])
+        self._warm_starts = warm_starts
+        self._warmed: dict[str, dict[str, Any]] = {}  # starting states; copied in and out, never shared
         self._engine: Engine | None = engine
         self._loop: Generator[Statistics, Coefficients, None] | None = None
+        self._torch_random: torch.Tensor | None = None
+        self._task = -1
         self.memory = Memory()
 
     @property
@@ -91,23 +180,32 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        if self._given is None:
-            self._engine = self._build((options or {}).get("task", {}))
-        self._loop = self.engine.loop()
-        self.memory = Memory()
-        self.memory.recent.append(self._measured(next(self._loop)))
-        return observe(self.memory), self._info()
+        unknown = sorted(set(options or {}) - {"task"})
+        if unknown:
+            raise ConfigError(f"reset: there is no option {unknown[0]!r}; there is task, a mapping over the config.")
+        with self._own_randomness():
+            if self._given is None:
+                self._engine = self._build((options or {}).get("task"))
+            elif self.engine.round:
+                raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
+            self._loop = self.engine.loop()
+            self.memory = Memory(task=task_facts(self.engine))
+            self.memory.recent.append(self._measured(next(self._loop)))
+        return observe(self.memory), {**self._info(), "task": self._task}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._loop is None:
             raise gymnasium.error.ResetNeeded("the episode has ended or not begun: call reset() first")
         coefficients = Coefficients.from_unit(np.asarray(action, dtype=np.float64).ravel().tolist())
         before = self.memory.now
-        after = self._measured(self._loop.send(coefficients))
+        with self._own_randomness():
+            after = self._play(coefficients, before)
         reward = REWARDS[self.reward_name](self.engine, before, after)
         self.memory.recent.append(after)
         self.memory.coefficients, self.memory.reward = coefficients, reward
-        terminated = self.engine.finished
+        self.memory.gain = REWARDS["probe"](self.engine, before, after)
+        ruined = self._given is None and not np.isfinite(after["probe_kl"])
+        terminated = self.engine.finished or ruined
         if terminated:
             self._loop = None
         return observe(self.memory), reward, terminated, False, self._info()
@@ -133,11 +231,53 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             return as_picture(self.engine, self.memory)
         return None
 
-    def _build(self, task: dict[str, Any]) -> Engine:
-        drawn = self._tasks[int(self.np_random.integers(len(self._tasks)))]
-        config = build(RunConfig, [*self._layers, (drawn, "the environment's tasks"), (task, "the task of reset()")])
-        config.seed = int(self.np_random.integers(2**31))
-        return build_engine(config)
+    def _build(self, task: dict[str, Any] | None) -> Engine:
+        """The engine of an episode; all that is random about it is drawn from `np_random`."""
+        self._task = -1 if task is not None else int(self.np_random.integers(len(self._tasks)))
+        layer = task if task is not None else self._tasks[self._task]
+        config = build(RunConfig, [*self._layers, (layer, "the task")])
+        seed = int(self.np_random.integers(2**31))
+        config.seed = seed % self._warm_starts if self._warm_starts else seed
+        engine = build_engine(config)
+        if self._warm_starts:
+            self._warm_up(engine)
+            for offset, random in enumerate(engine.random.values()):
+                random.manual_seed(seed * 1000 + offset)
+            torch.manual_seed(seed)
+        return engine
+
+    def _warm_up(self, engine: Engine) -> None:
+        key = json.dumps(asdict(engine.config), sort_keys=True)
+        if key in self._warmed:
+            engine.load_state_dict(copy.deepcopy(self._warmed[key]))
+        else:
+            engine.warm_up()
+            self._warmed[key] = copy.deepcopy(engine.state_dict())
+
+    def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:
+        """One round; where training leaves the finite numbers, the last round's facts with an infinite KL."""
+        assert self._loop is not None
+        try:
+            return self._measured(self._loop.send(coefficients))
+        except NumericalError:
+            if self._given is not None:
+                raise
+            return {**before, "probe_kl": float("inf")}
+
+    @contextlib.contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other."""
+        if self._given is not None:
+            yield
+            return
+        outside = torch.get_rng_state()
+        if self._torch_random is not None:
+            torch.set_rng_state(self._torch_random)
+        try:
+            yield
+        finally:
+            self._torch_random = torch.get_rng_state()
+            torch.set_rng_state(outside)
 
     def _measured(self, statistics: Statistics) -> Statistics:
         if self.reward_name != "validation":
@@ -146,7 +286,10 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return statistics if value is None else {**statistics, "accuracy": value}
 
     def _info(self) -> dict[str, Any]:
-        return {"statistics": self.memory.now, "coefficients": self.memory.coefficients.as_dict()}
+        statistics = dict(self.memory.now)
+        if self._given is None:
+            statistics.pop("seconds")  # the one fact that no seed repeats
+        return {"statistics": statistics, "coefficients": self.memory.coefficients.as_dict()}
 
 
 def _as_layer(config: str | dict[str, Any] | RunConfig) -> tuple[dict[str, Any], str]:

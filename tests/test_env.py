@@ -1,0 +1,425 @@
+"""Promises of `ssdkd/SampleSelection-v0`: episodes that repeat, and a probe that nobody bends."""
+
+import inspect
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from envs import ENV_ID, SampleSelectionEnv
+from envs.rewards import REWARDS, budget_left, log_kl
+from envs.spaces import ENTRIES, Memory, action_table, observation_space, observation_table, observe
+from ssdkd import selection
+from ssdkd.coefficients import RANGES, Coefficients
+from ssdkd.engine import Engine
+from ssdkd.errors import ConfigError, NumericalError
+
+TINY: dict[str, Any] = {
+    "dataset": "digits",
+    "teacher": {"name": "convnet", "arguments": {"widths": [48, 96, 128]}, "checkpoint": "embedded"},
+    "student": {"name": "convnet_small"},
+    "rounds": 6,
+    "threads": 1,
+    "inversion": {"images": 16, "steps": 2, "width": 8, "latent": 16, "warmup": 3},
+    "buffer": {"capacity": 40, "views": 2, "shift": 1},
+    "distillation": {"batch": 16, "steps": 4},
+    "probe": {"images": 24},
+}
+ENTRY_OF = {entry.name: index for index, entry in enumerate(ENTRIES)}
+
+
+def tiny_env(**arguments: Any) -> SampleSelectionEnv:
+    return SampleSelectionEnv(**{"config": TINY, **arguments})
+
+
+def test_gymnasiums_check_finds_nothing() -> None:
+    env = gymnasium.make(ENV_ID, config=TINY, disable_env_checker=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_stable_baselines_check_finds_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env_for_sb3(tiny_env())
+
+
+# ----------------------------------------------------------------------------------------------------
+# Whole episodes of extreme policies
+# ----------------------------------------------------------------------------------------------------
+
+SIZE = len(RANGES)
+EXTREME: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
+    "random": lambda step, random: random.uniform(-1, 1, SIZE),
+    "all at their minimum": lambda step, random: np.full(SIZE, -1.0),
+    "all at their maximum": lambda step, random: np.full(SIZE, 1.0),
+    "from one extreme to the other": lambda step, random: np.full(SIZE, 1.0 - 2 * (step % 2)),
+    "random corners": lambda step, random: random.choice([-1.0, 1.0], SIZE),
+    "not a number": lambda step, random: np.full(SIZE, np.nan),
+    "out of range": lambda step, random: np.full(SIZE, 1e30) * (1 - 2 * (step % 2)),
+    "infinite": lambda step, random: np.full(SIZE, np.inf) * (1 - 2 * (step % 2)),
+}
+
+
+def assert_sound(engine: Engine, coefficients: Coefficients) -> None:
+    """What must hold of the buffer after any round."""
+    buffer = engine.buffer
+    held = buffer.filled()
+    assert 0 < len(held) == buffer.size <= buffer.capacity
+    names = engine.teacher(engine.distiller.to_inputs(held.images.permute(0, 3, 1, 2)))
+    assert torch.equal(names.argmax(dim=1), held.classes), "each slot must hold one sample with its own class"
+    counts = selection.class_counts(held.classes, engine.spec.num_classes)
+    assert counts.tolist() == torch.bincount(held.classes, minlength=engine.spec.num_classes).tolist()
+    assert torch.isfinite(buffer.delta).all()
+    assert (buffer.visits[: buffer.size] >= 0).all()
+    assert (buffer.entered[: buffer.size] <= engine.round).all()
+    probabilities = engine.replay_probabilities(coefficients)
+    assert probabilities.sum().item() == pytest.approx(1.0)
+    weights = selection.importance_weights(probabilities, coefficients.beta)
+    assert ((weights > 0) & (weights <= 1)).all()
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_no_policy_corrupts_an_episode(name: str) -> None:
+    env, random = tiny_env(reward="area"), np.random.default_rng(1)
+    observation, _ = env.reset(seed=1)
+    terminated, step = False, 0
+    while not terminated:
+        assert env.observation_space.contains(observation)
+        assert np.isfinite(observation).all()
+        action = EXTREME[name](step, random).astype(np.float32)
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert math.isfinite(reward)
+        assert not truncated
+        assert_sound(env.engine, Coefficients(**info["coefficients"]))
+        step += 1
+    assert env.observation_space.contains(observation)
+    assert env.engine.finished
+    one_round = env.engine.round_cost(env.engine.config.distillation.steps)
+    assert abs(env.engine.spent - env.engine.budget) <= 0.5 * one_round + env.engine.config.distillation.batch
+
+
+@pytest.mark.parametrize("efforts", [[-1.0], [1.0], [-1.0, 1.0], [1.0, 0.3, -0.2]])
+def test_no_effort_overdraws_the_budget(efforts: list[float]) -> None:
+    """On a task whose student steps are what costs, the last round must not be a free lunch."""
+    costly = {"distillation": {"batch": 32, "steps": 40}, "student": {"name": "convnet"}}
+    env = tiny_env(config={**TINY, **costly, "rounds": 5})
+    env.reset(seed=0)
+    terminated, step = False, 0
+    while not terminated:
+        action = np.append(np.zeros(SIZE - 1), efforts[step % len(efforts)])
+        *_, terminated, _, _ = env.step(action)
+        step += 1
+    engine = env.engine
+    assert engine.budget * 0.9 <= engine.spent <= engine.budget * 1.05
+
+
+@pytest.mark.parametrize(("name", "units"), [("all at their minimum", -1.0), ("not a number", None)])
+def test_what_is_outside_the_action_space_counts_as_its_edge_and_nan_as_neutral(name: str, units: float | None) -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    wild = np.full(SIZE, np.nan if units is None else units * 1e9, dtype=np.float32)
+    *_, info = env.step(wild)
+    expected = {r.name: r.neutral if units is None else r.low for r in RANGES}
+    assert info["coefficients"] == pytest.approx(expected)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Repeatability, and the probe
+# ----------------------------------------------------------------------------------------------------
+
+
+def trajectory(env: SampleSelectionEnv, seed: int, disturb: bool = False) -> list[np.ndarray]:
+    random = np.random.default_rng(5)
+    observation, _ = env.reset(seed=seed)
+    seen, terminated = [observation], False
+    while not terminated:
+        if disturb:
+            torch.rand(3)
+        observation, reward, terminated, _, _ = env.step(random.uniform(-1, 1, SIZE))
+        seen += [observation, np.array([reward])]
+    return seen
+
+
+@pytest.mark.parametrize("warm_starts", [0, 2])
+def test_same_seed_and_actions_give_the_identical_trajectory(warm_starts: int) -> None:
+    env = tiny_env(warm_starts=warm_starts)
+    first = trajectory(env, 3)
+    again = trajectory(env, 3, disturb=True)  # the second time from the copy, where there are warm starts
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(first[-2], trajectory(env, 4)[-2])
+
+
+def test_the_environment_leaves_the_agents_random_numbers_alone() -> None:
+    env = tiny_env(warm_starts=1)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        env.reset(seed=0)
+        env.step(np.zeros(SIZE))
+        env.reset()
+        drawn.append(torch.rand(4))
+    torch.manual_seed(7)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], torch.rand(4))
+
+
+def test_warm_starts_share_no_state_between_episodes() -> None:
+    env = tiny_env(warm_starts=1)
+    env.reset(seed=0)
+    untouched = [p.clone() for p in env.engine.student.parameters()]
+    images = env.engine.buffer.images.clone()
+    for _ in range(3):
+        env.step(np.ones(SIZE))
+    assert not all(torch.equal(a, b) for a, b in zip(untouched, env.engine.student.parameters(), strict=True))
+    env.reset(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(untouched, env.engine.student.parameters(), strict=True))
+    assert torch.equal(images, env.engine.buffer.images)
+
+
+def test_a_warm_start_only_saves_time_not_randomness() -> None:
+    env = tiny_env(warm_starts=1)
+    finals = []
+    for seed in range(2):
+        env.reset(seed=seed)
+        finals.append(env.step(np.zeros(SIZE))[0])
+    assert not np.array_equal(finals[0], finals[1])
+
+
+def test_two_policies_see_the_same_probe() -> None:
+    probes = []
+    for action in (-np.ones(SIZE), np.ones(SIZE)):
+        env = tiny_env()
+        env.reset(seed=2)
+        before = env.engine.probe.clone(), env.engine.probe_logits.clone()
+        terminated = False
+        while not terminated:
+            *_, terminated, _, _ = env.step(action)
+        assert torch.equal(env.engine.probe, before[0]), "the probe must not change in an episode"
+        probes.append(before)
+    assert torch.equal(probes[0][0], probes[1][0])
+    assert torch.equal(probes[0][1], probes[1][1])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Tasks
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_each_episode_draws_a_task() -> None:
+    tasks = [{"rounds": 2}, {"rounds": 5, "student": {"arguments": {"widths": [4, 8, 8]}}}]
+    env = tiny_env(tasks=tasks)
+    drawn = set()
+    for seed in range(12):
+        _, info = env.reset(seed=seed)
+        assert env.engine.config.rounds == tasks[info["task"]]["rounds"]
+        drawn.add(info["task"])
+    assert drawn == {0, 1}
+
+
+def test_reset_takes_a_task_of_its_own() -> None:
+    env = tiny_env(tasks=[{"rounds": 2}])
+    observation, info = env.reset(seed=0, options={"task": {"rounds": 4}})
+    assert env.engine.config.rounds == 4
+    assert info["task"] == -1
+    assert observation[ENTRY_OF["budget"]] == pytest.approx(math.log10(4) / 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "word"),
+    [
+        ({"reward": "fame"}, None, "reward"),
+        ({"render_mode": "opera"}, None, "render_mode"),
+        ({"tasks": [{"rouns": 3}]}, None, "rouns"),
+        ({}, {"task": {"rounds": "many"}}, "rounds"),
+        ({}, {"rounds": 3}, "rounds"),
+        (
+            {
+                "reward": "validation",
+                "config": {**TINY, "dataset": None, "image": {"channels": 1, "height": 8, "width": 8, "classes": 10}},
+            },
+            None,
+            "evaluation set",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], options: Any, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):  # noqa: PT012
+        env = tiny_env(**arguments)
+        env.reset(options=options)
+        env.step(np.zeros(SIZE))
+
+
+def test_no_step_before_reset_or_after_the_end() -> None:
+    env = tiny_env(config={**TINY, "rounds": 1})
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(SIZE))
+    env.reset(seed=0)
+    assert env.step(np.zeros(SIZE))[2]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(SIZE))
+
+
+def test_training_that_leaves_the_finite_numbers_ends_the_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = tiny_env(reward="area")
+    env.reset(seed=0)
+    env.step(np.zeros(SIZE))
+    ruined = NumericalError("the loss is not finite")
+
+    def fail(coefficients: Coefficients) -> None:
+        raise ruined
+
+    monkeypatch.setattr(env.engine, "replay", fail)
+    observation, reward, terminated, _, _ = env.step(np.zeros(SIZE))
+    assert terminated
+    assert math.isfinite(reward)
+    assert reward < -1
+    assert env.observation_space.contains(observation)
+
+
+def test_observations_stay_inside_whatever_is_measured() -> None:
+    space = observation_space()
+    env = tiny_env()
+    env.reset(seed=0)
+    for value in (math.nan, math.inf, -math.inf, 1e300, -1e300):
+        memory = Memory(task=dict.fromkeys(env.memory.task, 1.0), gain=value)
+        memory.recent.append(dict.fromkeys(env.memory.now, value))
+        memory.recent.append(dict.fromkeys(env.memory.now, value))
+        assert space.contains(observe(memory)), value
+
+
+# ----------------------------------------------------------------------------------------------------
+# Rewards
+# ----------------------------------------------------------------------------------------------------
+
+
+def area_of(curve: Callable[[float], float], cuts: np.ndarray) -> float:
+    """What `area` pays in all for a KL that follows `curve` over the budget, cut into rounds at `cuts`."""
+    states = [{"progress": float(p), "probe_kl": math.exp(curve(float(p)))} for p in cuts]
+    return sum(REWARDS["area"](None, a, b) for a, b in itertools.pairwise(states))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("curve", [lambda p: 1.0 - 3.0 * p, lambda p: math.log(2.0 * math.exp(-6.0 * p) + 0.05)])
+def test_the_area_does_not_depend_on_how_the_budget_was_cut(curve: Callable[[float], float]) -> None:
+    fine = np.linspace(0.0, 1.0, 20_001)
+    values = np.array([curve(p) for p in fine])
+    exact = float(np.sum((values[0] - (values[1:] + values[:-1]) / 2.0) * np.diff(fine)))
+    random = np.random.default_rng(0)
+    for rounds in (30, 60, 200):
+        uneven = np.concatenate([[0.0], np.sort(random.uniform(0, 1, rounds)), [1.0]])
+        for cuts in (np.linspace(0.0, 1.0, rounds + 1), uneven):
+            assert area_of(curve, cuts) == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("reward", ["area", "validation"])
+def test_an_episode_earns_the_area_under_its_curve(reward: str) -> None:
+    env, random = tiny_env(reward=reward), np.random.default_rng(3)
+    _, info = env.reset(seed=1)
+    seen, earned, terminated = [info["statistics"]], 0.0, False
+    while not terminated:
+        _, value, terminated, _, info = env.step(random.uniform(-1, 1, SIZE))
+        seen.append(info["statistics"])
+        earned += value
+    curve = np.array([log_kl(s) if reward == "area" else -s["accuracy"] / 100.0 for s in seen])
+    at = np.array([s["progress"] for s in seen])
+    under = np.sum((curve[1:] + curve[:-1]) / 2.0 * np.diff(at)) + curve[-1] * (1.0 - at[-1])
+    assert earned == pytest.approx(curve[0] - under, rel=1e-6)
+
+
+def test_a_rate_is_paid_by_probe() -> None:
+    env = tiny_env(reward="probe")
+    _, info = env.reset(seed=1)
+    before = info["statistics"]
+    _, reward, _, _, info = env.step(np.array([0.0] * (SIZE - 1) + [1.0]))  # four times the student steps
+    rounds = (info["statistics"]["spent"] - before["spent"]) / env.engine.round_cost(4)
+    assert rounds > 1.1
+    assert reward == pytest.approx((log_kl(before) - log_kl(info["statistics"])) / rounds)
+    assert budget_left(before, info["statistics"]) == pytest.approx(1.0 - rounds / 12.0)
+
+
+def test_the_observation_is_blind_to_the_reward() -> None:
+    seen = []
+    for reward in REWARDS:
+        env = tiny_env(reward=reward)
+        env.reset(seed=0)
+        seen.append(env.step(np.ones(SIZE))[0])
+    for other in seen[1:]:
+        np.testing.assert_array_equal(seen[0], other)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Wrappers and vectors
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_time_limit_and_episode_statistics() -> None:
+    env = RecordEpisodeStatistics(TimeLimit(tiny_env(), max_episode_steps=2))
+    env.reset(seed=0)
+    *_, truncated, _ = env.step(np.zeros(SIZE, dtype=np.float32))
+    assert not truncated
+    *_, terminated, truncated, info = env.step(np.zeros(SIZE, dtype=np.float32))
+    assert truncated
+    assert not terminated
+    assert info["episode"]["l"] == 2
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_make_vec(mode: str) -> None:
+    vector = gymnasium.make_vec(ENV_ID, 2, mode, config={**TINY, "rounds": 2}, tasks=[{}, {"rounds": 3}])
+    try:
+        observations, _ = vector.reset(seed=0)
+        assert observations.shape == (2, len(ENTRIES))
+        ended = np.zeros(2, dtype=bool)
+        for _ in range(4):
+            observations, rewards, terminated, _, infos = vector.step(vector.action_space.sample() * 0.1)
+            assert vector.observation_space.contains(observations)
+            assert np.isfinite(rewards).all()
+            assert "statistics" in infos or terminated.any() or ended.any()
+            ended |= terminated
+        assert ended.all()
+    finally:
+        vector.close()
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_stable_baselines_vectors(kind: Any) -> None:
+    vector = VecNormalize(kind([lambda: gymnasium.make("envs:" + ENV_ID, config={**TINY, "rounds": 2})] * 2))
+    try:
+        vector.seed(0)
+        observations = vector.reset()
+        for _ in range(3):
+            observations, _, _, infos = vector.step(np.zeros((2, SIZE), dtype=np.float32))
+            assert np.isfinite(observations).all()
+        assert observations.shape == (2, len(ENTRIES))
+        assert infos[0]["coefficients"]["adversarial"] == pytest.approx(1.0)
+    finally:
+        vector.close()
+
+
+# ----------------------------------------------------------------------------------------------------
+# The manual
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_the_docstring_holds_both_tables() -> None:
+    manual = inspect.getdoc(SampleSelectionEnv) or ""
+    assert action_table() in manual
+    assert observation_table() in manual
+    assert f"({len(ENTRIES)},)" in manual
+    assert f"({len(RANGES)},)" in manual
+
+
+def test_no_two_entries_share_a_name() -> None:
+    assert len(ENTRY_OF) == len(ENTRIES)
