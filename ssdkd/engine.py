@@ -99,7 +99,12 @@ class Engine:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator = ConvGenerator(
-                inversion.latent, shape, spec.num_classes, inversion.width, inversion.conditional
+                inversion.latent,
+                shape,
+                spec.num_classes,
+                inversion.width,
+                inversion.conditional,
+                inversion.subpixel,
             ).to(device, memory_format=layout)  # type: ignore[call-overload]
         teacher_work = count_multiply_adds(self.teacher, shape)
         self.costs = Costs.of(
