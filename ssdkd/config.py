@@ -77,6 +77,7 @@ class InversionConfig:
     steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
     latent: int = option(128, "size of the latent vector", low=1)
     width: int = option(32, "channels of the generator's last block", low=1)
+    subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)
@@ -202,6 +203,7 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
     merged = OmegaConf.structured(schema)
     for values, source in layers:
         _refuse_unknown_keys(schema, values, source)
+        _forget_what_was_of_another_model(merged, values)
         try:
             merged = OmegaConf.merge(merged, values)
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
@@ -212,6 +214,20 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
         raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}.") from error
     _check_values(config, "")
     return typing.cast(Schema, config)
+
+
+def _forget_what_was_of_another_model(merged: DictConfig, values: dict[str, Any]) -> None:
+    """A layer that names another model starts without the arguments and weights of the one before."""
+    for role in ("teacher", "student"):
+        given = values.get(role)
+        if role not in merged or not isinstance(given, dict):
+            continue
+        if "name" in given and given["name"] != merged[role].name:
+            merged[role].arguments = {}
+            if role == "teacher":
+                merged[role].checkpoint = None
+        if isinstance(given.get("arguments"), dict):
+            merged[role].arguments = {}  # given as a whole, not key by key
 
 
 def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:

@@ -261,7 +261,7 @@ def start(argv: Sequence[str] | None) -> None:
     from agents import fixed_policy  # noqa: F401  (another package of that name is noticed before anything is made)
     from envs import SampleSelectionEnv  # noqa: F401
 
-    config, given = _read(argv, "digits")
+    config, given = _read(argv, _default_config(argv))
     display = Display(quiet=given.quiet)
     if given.resume is None:
         engine = build_engine(config)
@@ -284,7 +284,13 @@ def start(argv: Sequence[str] | None) -> None:
         print(f"run folder: {result.folder}")
 
 
-def _read(argv: Sequence[str] | None, default_config: str) -> tuple[RunConfig, argparse.Namespace]:
+def _default_config(argv: Sequence[str] | None) -> str | None:
+    """The digits job; none for somebody with a teacher of their own, whom its settings would not suit."""
+    own = any(word.split("=")[0] == "--teacher.name" for word in (sys.argv[1:] if argv is None else argv))
+    return None if own else "digits"
+
+
+def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunConfig, argparse.Namespace]:
     config, given = parse_command_line(
         RunConfig,
         argv,

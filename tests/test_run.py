@@ -1,0 +1,403 @@
+"""Promises of `python -m ssdkd.run`: what a run leaves behind, and one clear sentence for every mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ssdkd
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.data import dataset_spec, load_dataset
+from ssdkd.models import create_model, load_weights, save_weights
+from ssdkd.run import main
+from ssdkd.tracking.folder import RunFolder
+
+ROOT = Path(ssdkd.__file__).resolve().parent.parent
+TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+SMALL = [
+    *("--rounds", "3", "--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2"),
+    *("--inversion.steps", "2", "--inversion.width", "8", "--probe.images", "16"),
+    *("--buffer.capacity", "64", "--distillation.batch", "32", "--distillation.steps", "3"),
+]
+
+
+def one_run(out: Path, *more: str) -> Path:
+    """Run the command in this process -> the folder that it made."""
+    before = set(out.iterdir()) if out.is_dir() else set()
+    assert main([*SMALL, "--out", str(out), "--quiet", *more]) == 0
+    (made,) = set(out.iterdir()) - before
+    return made
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def as_a_user(*argv: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, as a user at a prompt would."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    variables.pop("FORCE_COLOR", None)
+    return subprocess.run([sys.executable, *argv], cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
+
+
+# -- what a run leaves behind ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return one_run(tmp_path_factory.mktemp("runs"), "--seed", "3")
+
+
+def test_a_run_leaves_its_student_and_what_it_took(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.yaml", "student.safetensors", "metrics.jsonl", "summary.json", "buffer.png"}
+    assert re.fullmatch(r"digits-ssdkd-seed3-\d{8}-\d{6}", finished.name)
+
+
+def test_the_summary_says_what_was_reached_and_at_what_cost(finished: Path) -> None:
+    summary = summary_of(finished)
+    assert summary["teacher_accuracy"] > 95
+    assert 0 <= summary["student_accuracy"] <= 100
+    assert summary["teacher_parameters"] >= 10 * summary["student_parameters"] > 0
+    assert summary["teacher_multiply_adds"] > summary["student_multiply_adds"] > 0
+    assert summary["buffer_images"] == 64
+    assert summary["synthesized_images"] == 32 * (2 + 1 + 3)  # warm-up, probe, rounds
+    assert (summary["rounds"], summary["policy"], summary["seed"]) == (3, "ssdkd", 3)
+    phases = summary["phase_seconds"]
+    assert summary["seconds"] == pytest.approx(sum(phases.values()) - phases["evaluation"], abs=0.01)
+
+
+def test_the_student_file_holds_the_student_that_was_measured(finished: Path) -> None:
+    config = build(RunConfig, [read_yaml(str(finished / "config.yaml"))])
+    student = create_model(config.student.name, config.student.arguments, **TASK)
+    load_weights(student, finished / "student.safetensors")
+    digits = load_dataset("digits", None)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (digits.spec.mean, digits.spec.std))
+    with torch.no_grad():
+        named = student.eval()((digits.images / 255.0 - mean) / std).argmax(dim=1)
+    assert 100 * (named == digits.labels).float().mean().item() == pytest.approx(
+        summary_of(finished)["student_accuracy"], abs=0.3
+    )
+
+
+def test_metrics_are_one_line_of_json_for_each_round(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    for key in ("probe_kl", "probe_agreement", "class_entropy", "reward", "w_div", "effort"):
+        assert all(isinstance(line[key], float) for line in lines)
+
+
+def test_the_picture_shows_a_row_of_images_for_each_class(finished: Path) -> None:
+    with Image.open(finished / "buffer.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.ndim == 3
+    assert pixels.shape[2] == 3
+    assert pixels.shape[0] >= 10 * 8
+    assert pixels.std() > 10
+
+
+def test_the_config_of_a_run_gives_the_same_student_again(finished: Path, tmp_path: Path) -> None:
+    assert main(["--config", str(finished / "config.yaml"), "--out", str(tmp_path), "--quiet"]) == 0
+    (again,) = tmp_path.iterdir()
+    assert (again / "student.safetensors").read_bytes() == (finished / "student.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_student(finished: Path, tmp_path: Path) -> None:
+    other = one_run(tmp_path, "--seed", "4")
+    assert (other / "student.safetensors").read_bytes() != (finished / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("policy", ["uniform", "random", "ssdkd"])
+def test_every_policy_runs_through_the_same_command(policy: str, tmp_path: Path) -> None:
+    folder = one_run(tmp_path, "--policy", policy, "--rounds", "4")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert summary_of(folder)["policy"] == policy
+    constant = len({line["beta"] for line in lines}) == 1
+    assert constant == (policy == "uniform")
+
+
+def test_the_student_is_the_same_with_and_without_an_evaluation_set(tmp_path: Path) -> None:
+    spec = dataset_spec("digits")
+    blind = [
+        *("--dataset", "null", "--image.channels", "1", "--image.height", "8", "--image.width", "8"),
+        *("--image.classes", "10", f"--image.mean={list(spec.mean)}", f"--image.std={list(spec.std)}"),
+    ]
+    seeing = one_run(tmp_path, "--tracking.evaluate-every", "1", "--rounds", "5")
+    unseeing = one_run(tmp_path, *blind, "--rounds", "5")
+    assert summary_of(seeing)["student_accuracy"] is not None
+    assert summary_of(unseeing)["student_accuracy"] is None
+    assert summary_of(unseeing)["teacher_accuracy"] is None
+    assert (seeing / "student.safetensors").read_bytes() == (unseeing / "student.safetensors").read_bytes()
+
+
+def test_a_budget_in_minutes_ends_in_time(tmp_path: Path) -> None:
+    assert main([*SMALL[2:], "--minutes", "0.02", "--out", str(tmp_path), "--quiet"]) == 0
+    (folder,) = tmp_path.iterdir()
+    summary = summary_of(folder)
+    assert summary["rounds"] >= 1
+    assert 1.2 <= summary["seconds"] < 4
+
+
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    made: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(RunFolder.create(tmp_path / "runs", "digits").path))
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 20
+
+
+def test_a_folder_that_one_run_writes_is_refused_to_another(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.existing(finished).claimed():
+        assert main(["--resume", str(finished)]) == 2
+    assert "is being written by another run" in capsys.readouterr().err
+    assert main(["--resume", str(finished)]) == 0
+
+
+def test_a_teacher_of_ones_own_is_brought_with_flags(tmp_path: Path) -> None:
+    """Neither the default job's arguments nor its settings get in the way."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = create_model("wrn16_1", num_classes=5, in_channels=3, image_size=16)
+    torch.save({"state_dict": wide.state_dict()}, tmp_path / "teacher.pth")
+    flags = [
+        *("--teacher.name", "wrn16_1", "--teacher.checkpoint", str(tmp_path / "teacher.pth")),
+        *("--student.name", "convnet_small", "--image.classes", "5", "--image.channels", "3"),
+        *("--image.height", "16", "--image.width", "16"),
+    ]
+    folder = one_run(tmp_path / "runs", *flags)
+    summary = summary_of(folder)
+    assert (summary["teacher"], summary["student"]) == ("wrn16_1", "convnet_small")
+    assert summary["student_accuracy"] is None
+    assert folder.name.startswith("wrn16_1-ssdkd-seed0-")
+    assert "temperature: 4.0" in (folder / "config.yaml").read_text()
+
+
+# -- what a user sees -----------------------------------------------------------------------------------
+
+
+def test_the_output_is_plain_where_there_is_no_terminal(tmp_path: Path) -> None:
+    done = as_a_user("-m", "ssdkd.run", *SMALL, "--out", "runs", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.stdout == f"run folder: runs/{folder.name}\n"
+    for words in ("accuracy", "parameters", "multiply-adds", "64 kept of 192 made", "inversion", "replay"):
+        assert words in done.stderr
+
+
+def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_run(tmp_path)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--config", "--resume", "--policy", "--teacher.checkpoint", "--distillation.temperature"):
+        assert flag in shown
+    assert "(default: 4.0)" in shown
+
+
+def test_a_teacher_without_batch_norm_is_said_once_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(create_model("convnet", {"batch_norm": False}, **TASK), tmp_path / "teacher.safetensors")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"dataset: digits\nteacher: {{name: convnet, checkpoint: '{tmp_path}/teacher.safetensors', "
+        "arguments: {batch_norm: false}}\nstudent: {name: convnet_small}\n"
+    )
+    assert main(["--config", str(job), *SMALL, "--out", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().err.count("no batch-norm") == 1
+
+
+@pytest.mark.parametrize("package", ["envs", "agents"])
+@pytest.mark.parametrize("marker", [True, False], ids=["package", "bare-folder"])
+def test_a_package_in_front_of_ours_is_named(package: str, marker: bool, tmp_path: Path) -> None:
+    (tmp_path / package).mkdir()
+    if marker:
+        (tmp_path / package / "__init__.py").touch()
+    done = as_a_user("-m", "ssdkd.run", *SMALL, cwd=tmp_path)
+    if not marker:  # a folder without __init__.py gives way to a package, wherever that is
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2
+    assert f"the package '{package}' that Python finds is {tmp_path / package}, not ssdkd's" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+# -- bad input: one clear sentence, exit code 2 ---------------------------------------------------------
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str, out: Path) -> str:
+    """What the command says when it refuses; nothing may have been made by then."""
+    assert main([*SMALL, "--out", str(out), *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1, "one sentence on one line"
+    assert "Traceback" not in captured.err
+    assert not out.exists()
+    return captured.err
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def teacher_file(folder: Path, **task: int) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = create_model("convnet", {"widths": [48, 96, 128]}, **{**TASK, **task})
+    save_weights(teacher, folder / "teacher.safetensors")
+    return folder / "teacher.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--teacher.checkpoint", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["--teacher.checkpoint", "null"], "teacher.checkpoint is missing"),
+        (["--buffer.capacity", "31"], "buffer.capacity is 31 but distillation.batch is 32"),
+        (["--rounds", "0"], "rounds: expected at least 1"),
+        (["--minutes", "1", "--rounds", "5"], "exclude each other"),
+        (["--rounds", "null"], "no budget"),
+        (["--device", "gpu"], "'gpu' is not a device"),
+        (["--device", "cuda:99"], "'cuda:99' is not here"),
+        (["--device", "meta"], "'meta' is not supported"),
+        (["--dataset", "mnits"], "did you mean 'mnist'"),
+        (["--dataset", "folder"], "folder"),
+        (["--student.name", "convent_small"], "did you mean 'convnet_small'"),
+        (["--student.name", "no_such_package:build"], "no_such_package"),
+        (["--student.arguments", "{width: 3}"], "has no argument 'width'"),
+        (["--config", "digit"], "did you mean digits"),
+        (["--policy", "ssdk"], "did you mean ssdkd"),
+        (["--sed", "1"], "did you mean --seed"),
+        (["--rounds", "many"], "rounds in the command line: expected whole number"),
+        (["--inversion.terms", "{one_hut: 1.0}"], "no term is called 'one_hut'"),
+        (["--image.mean", "[0.1, 0.2]"], "image.mean has 2 entries for 1 channels"),
+        (["--image.std", "[0.0]"], "image.std must be above 0"),
+        (["--image.classes", "7"], "10 classes where the teacher has 7"),
+        (["--image.channels", "3"], "1 image channel(s) where the teacher takes 3"),
+        (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence(argv: list[str], says: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refusal(capsys, *argv, out=out)
+
+
+def test_a_budget_of_no_minutes_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL[2:], "--minutes", "0", "--out", str(out)]) == 2
+    assert "minutes: a budget of 0 leaves nothing to do" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = teacher_file(tmp_path)
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert f"{file} is damaged or cut short" in refusal(capsys, "--teacher.checkpoint", str(file), out=out)
+
+
+def test_a_checkpoint_with_nan_is_refused(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        teacher = create_model("convnet", {"widths": [48, 96, 128]}, **TASK)
+    with torch.no_grad():
+        next(teacher.parameters()).view(-1)[0] = float("nan")
+    save_weights(teacher, tmp_path / "teacher.safetensors")
+    said = refusal(capsys, "--teacher.checkpoint", str(tmp_path / "teacher.safetensors"), out=out)
+    assert re.search("NaN|not finite|infin", said)
+
+
+def test_a_checkpoint_for_other_classes_is_refused(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = teacher_file(tmp_path, num_classes=7)
+    said = refusal(capsys, "--teacher.checkpoint", str(file), out=out)
+    assert "7" in said
+    assert "10" in said
+
+
+def test_a_student_for_other_classes_is_refused(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = refusal(capsys, "--student.name", "my_nets:build", out=out)
+    assert "10 classes" in said
+
+
+def test_an_image_size_that_the_student_cannot_take_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "8x8" in refusal(capsys, "--student.name", "lenet5_half", out=out)
+
+
+def test_an_evaluation_set_of_another_kind_is_refused(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "colour.npz"
+    np.savez(file, x_test=np.zeros((14, 8, 8, 3), np.uint8), y_test=np.arange(14) % 7)
+    argv = ["--dataset", "npz", "--data-root", str(file), "--image.classes", "10", "--image.channels", "1"]
+    said = refusal(capsys, *argv, out=out)
+    assert "7 classes where the teacher has 10" in said
+    assert "3 image channel(s) where the teacher takes 1" in said
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([*SMALL, "--out", str(tmp_path / "file" / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "no run folder can be made" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_without_permission_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert main([*SMALL, "--out", str(tmp_path / "runs")]) == 2
+    assert "no run folder can be made" in capsys.readouterr().err
+
+
+def test_training_that_diverges_is_one_sentence_and_keeps_what_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SMALL, "--out", str(tmp_path), "--checkpoint.rounds", "1", "--distillation.learning-rate", "1e9"]
+    assert main(argv) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "training diverged; lower distillation.learning_rate" in said
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "student.safetensors").exists()
+
+
+def test_running_out_of_memory_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("ssdkd.engine.Engine.replay", no_memory)
+    assert main([*SMALL, "--out", str(tmp_path), "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory: lower inversion.images")
+    assert said.count("\n") == 1
