@@ -28,6 +28,7 @@ from ssdkd.saving import Saver, Stopped, StoppedAtOnce, StopSignals, how_to_go_o
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, PICTURE, STUDENT, SUMMARY
+from ssdkd.tracking.tensorboard import Tracker
 
 if TYPE_CHECKING:
     from envs import SampleSelectionEnv
@@ -117,6 +118,7 @@ def run(
             observation = _restore(resumed, engine, env, policy)
             saver.saved = engine.round
         metrics = MetricsFile(folder / METRICS, from_round=engine.round) if folder is not None else None
+        tracker = Tracker(config, engine, folder, display.warn, policy) if folder is not None else None
         while not engine.finished:
             action, _ = policy.predict(observation, deterministic=True)
             observation, reward, _, _, info = env.step(action)
@@ -129,6 +131,8 @@ def run(
             history.append(line)
             if metrics is not None and engine.round % config.tracking.metrics_every == 0:
                 metrics.add(line)
+            if tracker is not None:
+                tracker.update(line, observation)
             display.update(engine.statistics, measured)
             _say_what_looks_wrong(engine.statistics, metrics, display)
             if saver.is_due(engine.round) or signals.save or signals.stop:
@@ -144,6 +148,8 @@ def run(
         summary = summarise(config, engine)
         if folder is not None:
             finish(folder, engine, summary)
+        if tracker is not None:
+            tracker.finish(summary)
     return Result(engine.student, summary, history, folder.path if folder is not None else None)
 
 

@@ -16,6 +16,7 @@ from ssdkd.files import atomic_write_bytes
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 STUDENT, CHECKPOINTS, PICTURE = "student.safetensors", "checkpoints", "buffer.png"
+REPLAYS, REPORT = "replays.png", "report.html"
 
 
 class RunFolder:

@@ -1,0 +1,554 @@
+"""A report that needs nothing: `python -m ssdkd.report RUN [RUN ...] [--out FILE]` writes one HTML file.
+
+It is made from what lies in the run folders, opens without a network, and compares where several runs are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ssdkd.coefficients import RANGES
+from ssdkd.errors import SsdkdError
+from ssdkd.files import atomic_write_text
+from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
+from ssdkd.tracking.folder import CONFIG, METRICS, PICTURE, REPLAYS, REPORT, SUMMARY, RunFolder
+from ssdkd.tracking.metrics import read_metrics
+from ssdkd.tracking.whatif import formula_at, what_if
+
+MOST_POINTS = 240  # of a curve; more cannot be told apart
+POLICY_COLOURS = {"uniform": GREY, "random": PURPLE, "ssdkd": ORANGE, "learned": BLUE}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run folder tells."""
+
+    path: Path
+    config: dict[str, Any]
+    lines: list[dict[str, float]]
+    summary: dict[str, Any]  # empty where the run did not come to its end
+    picture: bytes | None
+
+    @property
+    def policy(self) -> str:
+        return str(self.config.get("policy", "?"))
+
+    @property
+    def last(self) -> dict[str, float]:
+        return self.lines[-1]
+
+    def values(self, key: str, scale: float = 1.0) -> list[float]:
+        """A column of the metrics, not a number where a line lacks it."""
+        found = (line.get(key) for line in self.lines)
+        return [math.nan if value is None else scale * value for value in found]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run, or one group of runs, under one name and colour."""
+
+    label: str
+    colour: str
+    runs: list[Record]
+
+
+def read_run(path: str | os.PathLike[str]) -> Record:
+    """Read a run folder, of a run that is finished, going on, or was killed.
+
+    Raises:
+        SsdkdError: it is not a run folder, or no round of it was noted yet.
+    """
+    folder = RunFolder.existing(path)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        lines = read_metrics(folder / METRICS)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SsdkdError(f"{folder.path} cannot be read: {error}.") from error
+    if not lines:
+        raise SsdkdError(f"{folder / METRICS} holds no round yet; wait for the first one.")
+    summary = folder.read_json(SUMMARY) if (folder / SUMMARY).is_file() else {}
+    shown = next((folder / name for name in (REPLAYS, PICTURE) if (folder / name).is_file()), None)
+    return Record(
+        folder.path.resolve(),
+        config if isinstance(config, dict) else {},
+        lines,
+        summary,
+        shown.read_bytes() if shown else None,
+    )
+
+
+def write_report(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
+    """Write the report of one run, or the comparison of several, whole or not at all."""
+    atomic_write_text(out, report([read_run(folder) for folder in folders]))
+
+
+def report(runs: Sequence[Record]) -> str:
+    """The page, as text."""
+    title = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs compared"
+    body = _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main><h1>{_text(title)}</h1>{body}</main></body></html>\n"
+    )
+
+
+# -- one run ------------------------------------------------------------------------------------------------
+
+
+def _of_one(run: Record) -> str:
+    last = run.last
+    rounds = run.values("round")
+    curves = [Curve("", BLUE, [run])]
+    coefficients = []
+    progress = [0.0, *run.values("progress")[:-1]]
+    for entry in RANGES:
+        formula = [formula_at(entry, p if math.isfinite(p) else 0.0) for p in progress]
+        shown = [
+            _line("neutral", rounds, [entry.neutral] * len(rounds), GREY, True),
+            _line("ssdkd", rounds, formula, ORANGE, True),
+            _line(run.policy if run.policy != "ssdkd" else "this run", rounds, run.values(entry.name), BLUE),
+        ]
+        coefficients.append(
+            Chart(f"{entry.name}: {entry.steers}"[:62], "round", shown, y_range=(entry.low, entry.high))
+        )
+    reward = _curve_chart("Reward of each round", "reward", curves)
+    agreement = Chart(
+        "Agreement with the teacher, accuracy (%)",
+        "round",
+        [
+            _line("probe", rounds, run.values("probe_agreement", 100.0), BLUE),
+            _line("replayed", rounds, run.values("replay_agreement", 100.0), GREEN),
+            *_accuracy(run),
+        ],
+    )
+    shares = Chart(
+        "Share of the rarest and the commonest class (%)",
+        "round",
+        [
+            _line("rarest", rounds, run.values("class_share_min", 100.0), BLUE),
+            _line("commonest", rounds, run.values("class_share_max", 100.0), ORANGE),
+        ],
+    )
+    terms = sorted(key for key in last if key.startswith("term_") and key != "term_loss")
+    inversion = [
+        _curve_chart(f"{key.removeprefix('term_')}", key, curves) for key in ["term_loss", *terms] if key in last
+    ]
+    return "".join(
+        [
+            _verdict(run),
+            _section("Did it help?", _charts([_kl_chart(curves, "round"), agreement, reward])),
+            _section("What the policy did", _charts(coefficients)),
+            _section(
+                "What was kept",
+                _charts(
+                    [
+                        shares,
+                        _curve_chart("Images that entered per round", "accepted", curves),
+                        _band_chart(run, "confidence", "Teacher's confidence"),
+                        _band_chart(run, "delta", "KL last seen (nats)", log=True),
+                        _band_chart(run, "age", "Age of the images (rounds)"),
+                        _band_chart(run, "visits", "Replays of an image"),
+                    ]
+                ),
+                "Bands hold 80 % of the buffer, the line is the median.",
+            ),
+            _section(
+                "What was replayed",
+                _charts(
+                    [
+                        _curve_chart("Effective sample size (% of the buffer)", "replay_ess", curves, scale=100.0),
+                        _curve_chart("Replay share of the top decile (%)", "replay_top_decile", curves, scale=100.0),
+                    ]
+                ),
+            ),
+            _section(
+                "Why: how likely a sample is kept and replayed",
+                _charts(what_if(_complete(last), _complete(last))),
+                "By each feature alone, in the last round; 1 is the median sample, shaded is where 80 % of the "
+                "buffer lies.",
+            ),
+            _section("How the images came about", _charts(inversion), "Loss terms before their weights."),
+            _picture(run),
+            _section("Where the time went", _time_bar(run)),
+            _settings(run),
+        ]
+    )
+
+
+def _verdict(run: Record) -> str:
+    s, last = run.summary, run.last
+    cards: list[tuple[str, str, str]] = []
+    if s.get("student_accuracy") is not None:
+        gap = s["student_accuracy"] - s["teacher_accuracy"]
+        cards.append((f"{s['student_accuracy']:.2f} %", "student accuracy", f"teacher {gap * -1:+.2f} points"))
+    agreement = 100.0 * (last.get("probe_agreement") or 0.0)
+    cards.append((f"{agreement:.1f} %", "named as by the teacher", f"on the probe; KL {last.get('probe_kl') or 0:.3g}"))
+    if s:
+        fewer = s["teacher_parameters"] / max(s["student_parameters"], 1)
+        cards.append((f"{fewer:.1f} times", "fewer parameters", f"{s['student_parameters']:,} in the student"))
+        cards.append((f"{s['buffer_images']:,}", "synthetic images kept", f"of {s['synthesized_images']:,} made"))
+    seconds = last.get("seconds") or 0.0
+    cards.append((_duration(seconds), "of work", f"{last['round']:.0f} rounds by {run.policy}"))
+    state = "" if s else '<p class="note">The run has not come to its end; this is how far it went.</p>'
+    shown = "".join(
+        f'<div class="card"><b>{_text(big)}</b><span>{_text(what)}</span><small>{_text(more)}</small></div>'
+        for big, what, more in cards
+    )
+    return f'{state}<div class="cards">{shown}</div>'
+
+
+def _picture(run: Record) -> str:
+    if run.picture is None:
+        return ""
+    return _section(
+        "The images",
+        _image(run),
+        "A row for each class, from the most to the least replayed; the count stands under each, the frame "
+        "darkens with it. All of them are synthetic.",
+    )
+
+
+def _image(run: Record) -> str:
+    data = base64.b64encode(run.picture or b"").decode("ascii")
+    return f'<img alt="synthetic images by class" src="data:image/png;base64,{data}">'
+
+
+def _time_bar(run: Record) -> str:
+    phases = {name: s for name, s in run.summary.get("phase_seconds", {}).items() if s > 0}
+    total = sum(phases.values())
+    if not total:
+        return '<p class="note">Known when the run is finished.</p>'
+    parts, key = [], []
+    for (name, seconds), colour in zip(phases.items(), COLOURS, strict=False):
+        share = 100.0 * seconds / total
+        parts.append(f'<i style="width:{share:.2f}%;background:{colour}"></i>')
+        key.append(
+            f'<span><i style="background:{colour}"></i>{_text(name)} {share:.0f} % ({_duration(seconds)})</span>'
+        )
+    made = run.summary.get("synthesized_images", 0) / max(run.summary.get("seconds", 0.0), 1e-9)
+    return (
+        f'<div class="bar">{"".join(parts)}</div><p class="key">{"".join(key)}</p>'
+        f'<p class="note">{made:,.0f} images made per second, on {_text(run.summary.get("device", "?"))}.</p>'
+    )
+
+
+def _settings(run: Record) -> str:
+    rows = "".join(
+        f"<tr><td>{_text(e.name)}</td><td>{_text(e.steers)}</td><td>{e.neutral:g}</td>"
+        f"<td>{' → '.join(f'{v:g}' for v in dict.fromkeys(e.formula))}</td>"
+        f"<td>{np.nanmean(run.values(e.name)):.3g}</td>"
+        f"<td>{np.nanmin(run.values(e.name)):.3g} to {np.nanmax(run.values(e.name)):.3g}</td></tr>"
+        for e in RANGES
+        if e.name in run.last
+    )
+    table = (
+        '<div class="wide"><table><tr><th>coefficient</th><th>steers</th><th>neutral</th><th>ssdkd</th>'
+        f"<th>mean here</th><th>from, to</th></tr>{rows}</table></div>"
+    )
+    text = yaml.safe_dump({k: v for k, v in run.config.items() if k != "data_root"}, sort_keys=False)
+    return _section(
+        "Settings",
+        f"<details><summary>The coefficients in numbers</summary>{table}</details>"
+        f"<details><summary>The configuration</summary><pre>{_text(text)}</pre></details>",
+    )
+
+
+def _accuracy(run: Record) -> list[Line]:
+    measured = [(line["round"], line["accuracy"]) for line in run.lines if line.get("accuracy") is not None]
+    if not measured:
+        return []
+    x, y = zip(*measured, strict=True)
+    lines = [_line("accuracy", x, y, ORANGE)]
+    teacher = run.summary.get("teacher_accuracy")
+    if teacher is not None:
+        lines.append(_line("teacher", [run.lines[0]["round"], run.last["round"]], [teacher] * 2, GREY, True))
+    return lines
+
+
+def _band_chart(run: Record, key: str, title: str, log: bool = False) -> Chart:
+    x = run.values("round")
+    low, middle, high = ([v if v is not None else math.nan for v in run.values(f"{key}_q{q}")] for q in (10, 50, 90))
+    rows = _thinned(len(x))
+    band = Band(_at(x, rows), _at(low, rows), _at(high, rows))
+    return Chart(title, "round", [_line("", x, middle, BLUE)], [band], log_y=log)
+
+
+def _complete(line: Mapping[str, float | None]) -> dict[str, float]:
+    """A line of which nothing is missing: what was not a number counts as 0."""
+    return {key: 0.0 if value is None else value for key, value in line.items()}
+
+
+# -- several runs -------------------------------------------------------------------------------------------
+
+
+def _of_several(runs: Sequence[Record]) -> str:
+    curves = _grouped(runs)
+    charts = [
+        _kl_chart(curves, "progress"),
+        _curve_chart("Probe images named as by the teacher (%)", "probe_agreement", curves, "progress", 100.0),
+    ]
+    if any("accuracy" in line for run in runs for line in run.lines):
+        charts.append(_curve_chart("Accuracy (%)", "accuracy", curves, "progress"))
+    coefficients = [
+        _curve_chart(f"{e.name}: {e.steers}"[:62], e.name, curves, "progress", y_range=(e.low, e.high)) for e in RANGES
+    ]
+    buffer = [
+        _curve_chart("Class balance (1 is even)", "class_entropy", curves, "progress"),
+        _curve_chart("Teacher's confidence, median", "confidence_q50", curves, "progress"),
+        _curve_chart("KL last seen, median (nats)", "delta_q50", curves, "progress"),
+        _curve_chart("Effective sample size (%)", "replay_ess", curves, "progress", 100.0),
+        _curve_chart("Replay share of the top decile (%)", "replay_top_decile", curves, "progress", 100.0),
+        _curve_chart("Images that entered per round", "accepted", curves, "progress"),
+    ]
+    several = any(len(curve.runs) > 1 for curve in curves)
+    note = "Over the share of the compute budget, which is the same axis for all."
+    if several:
+        note += " Thick: mean of a policy's runs; thin: each run."
+    firsts = [curve.runs[0] for curve in curves if curve.runs[0].picture is not None]
+    pictures = "".join(
+        f"<figure><figcaption>{_text(run.path.name)}</figcaption>{_image(run)}</figure>" for run in firsts
+    )
+    return "".join(
+        [
+            _table(runs, curves),
+            _section("Did it help?", _charts(charts), note),
+            _section("What the policies did", _charts(coefficients)),
+            _section("What was kept and replayed", _charts(buffer)),
+            _section("The images", f'<div class="grids">{pictures}</div>', "The first run of each.")
+            if pictures
+            else "",
+            _differences(runs),
+        ]
+    )
+
+
+def _grouped(runs: Sequence[Record]) -> list[Curve]:
+    """By policy where that differs, else each run for itself."""
+    policies = list(dict.fromkeys(run.policy for run in runs))
+    if len(policies) > 1:
+        return [
+            Curve(
+                name, POLICY_COLOURS.get(name, COLOURS[i % len(COLOURS)]), [run for run in runs if run.policy == name]
+            )
+            for i, name in enumerate(policies)
+        ]
+    varied = _varied([_flat(run.config) for run in runs])
+    found = []
+    for number, run in enumerate(runs):
+        settings = _flat(run.config)
+        label = ", ".join(f"{key.rsplit('.', 1)[-1]} {settings.get(key)}" for key in varied[:2]) or f"run {number + 1}"
+        found.append(Curve(label, COLOURS[number % len(COLOURS)], [run]))
+    return found
+
+
+def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
+    columns: list[tuple[str, Callable[[Record], float | None], str]] = [
+        ("accuracy %", lambda r: r.summary.get("student_accuracy", r.last.get("accuracy")), ".2f"),
+        ("teacher %", lambda r: r.summary.get("teacher_accuracy"), ".2f"),
+        ("agreement %", lambda r: 100.0 * (r.last.get("probe_agreement") or 0.0), ".2f"),
+        ("probe KL", lambda r: r.last.get("probe_kl"), ".4f"),
+        ("rounds", lambda r: r.last["round"], ".0f"),
+        ("images made", lambda r: r.last.get("synthesized"), ",.0f"),
+        ("seconds", lambda r: r.last.get("seconds"), ".1f"),
+    ]
+    columns = [column for column in columns if any(column[1](run) is not None for run in runs)]
+    head = "".join(f"<th>{_text(name)}</th>" for name, _, _ in columns)
+    rows = []
+    for curve in curves:
+        for run in curve.runs:
+            cells = "".join(f"<td>{_number(read(run), form)}</td>" for _, read, form in columns)
+            dot = f'<i class="dot" style="background:{curve.colour}"></i>'
+            mark = "" if run.summary else " (not finished)"
+            seed = run.config.get("seed", "?")
+            rows.append(
+                f"<tr><td>{dot}{_text(curve.label)}</td><td>{seed}</td>{cells}"
+                f'<td class="name">{_text(run.path.name)}{mark}</td></tr>'
+            )
+        if len(curve.runs) > 1:
+            cells = "".join(f"<td>{_mean([read(run) for run in curve.runs], form)}</td>" for _, read, form in columns)
+            rows.append(f'<tr class="mean"><td>{_text(curve.label)}</td><td>mean</td>{cells}<td></td></tr>')
+    return f'<div class="wide"><table><tr><th></th><th>seed</th>{head}<th>folder</th></tr>{"".join(rows)}</table></div>'
+
+
+def _differences(runs: Sequence[Record]) -> str:
+    settings = [_flat(run.config) for run in runs]
+    rows = "".join(
+        f"<tr><td>{_text(key)}</td>{''.join(f'<td>{_text(s.get(key))}</td>' for s in settings)}</tr>"
+        for key in _varied(settings)
+    )
+    if not rows:
+        return ""
+    head = "".join(f'<th class="name">{_text(run.path.name)}</th>' for run in runs)
+    return _section("Settings that differ", f'<div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div>')
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [
+        key
+        for key in keys
+        if not key.startswith(("tracking.", "checkpoint.", "out", "data_root"))
+        and len({repr(each.get(key)) for each in settings}) > 1
+    ]
+
+
+# -- pieces -------------------------------------------------------------------------------------------------
+
+
+def _kl_chart(curves: Sequence[Curve], over: str) -> Chart:
+    return _curve_chart("KL(teacher, student) on the probe (nats)", "probe_kl", curves, over, log=True)
+
+
+def _curve_chart(
+    title: str,
+    key: str,
+    curves: Sequence[Curve],
+    over: str = "round",
+    scale: float = 1.0,
+    log: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> Chart:
+    lines: list[Line] = []
+    for curve in curves:
+        across = 100.0 if over == "progress" else 1.0
+        columns = [_without_gaps(run.values(over, across), run.values(key, scale)) for run in curve.runs]
+        columns = [(x, y) for x, y in columns if x]
+        if len(columns) == 1:
+            lines.append(_line(curve.label, *columns[0], curve.colour))
+        elif columns:
+            lines += [_line("", x, y, curve.colour, width=0.6) for x, y in columns]
+            grid = np.linspace(max(x[0] for x, _ in columns), min(x[-1] for x, _ in columns), MOST_POINTS)
+            mean = np.mean([np.interp(grid, x, y) for x, y in columns], axis=0)
+            lines.append(_line(curve.label, grid.tolist(), mean.tolist(), curve.colour, width=2.4))
+    label = "compute budget spent (%)" if over == "progress" else over
+    return Chart(title, label, lines, log_y=log, y_range=y_range)
+
+
+def _without_gaps(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """What was measured only now and then, joined up."""
+    both = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def _line(
+    label: str, x: Sequence[float], y: Sequence[float], colour: str, dashed: bool = False, width: float = 1.8
+) -> Line:
+    rows = _thinned(len(x))
+    return Line(label, _at(x, rows), _at(y, rows), colour, dashed, width)
+
+
+def _thinned(length: int) -> list[int]:
+    if length <= MOST_POINTS:
+        return list(range(length))
+    return sorted(set(np.linspace(0, length - 1, MOST_POINTS).round().astype(int).tolist()))
+
+
+def _at(values: Sequence[float], rows: Sequence[int]) -> list[float]:
+    return [values[row] for row in rows]
+
+
+def _charts(charts: Sequence[Chart]) -> str:
+    return f'<div class="charts">{"".join(to_svg(chart) for chart in charts)}</div>'
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    below = f'<p class="note">{_text(note)}</p>' if note else ""
+    return f"<section><h2>{_text(title)}</h2>{below}{body}</section>"
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(sum(known) / len(known), form) if known else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#22262b;--soft:#6b7280;--paper:#fff;--card:#f5f6f8;--rule:#dfe2e6}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#9aa2ad;--paper:#16181b;--card:#1f2226;--rule:#33383f}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1240px;margin:0 auto;padding:20px}
+h1{font-size:22px;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 4px}
+.note{color:var(--soft);margin:0 0 8px}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px}
+.card{background:var(--card);border-radius:8px;padding:12px}
+.card b{display:block;font-size:22px;line-height:1.2}.card span{display:block}.card small{color:var(--soft)}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:10px}
+svg{width:100%;height:auto;display:block;background:var(--card);border-radius:8px}
+svg text{fill:var(--ink);font-family:system-ui,sans-serif}svg .rule{stroke:var(--rule)}
+img{max-width:100%;height:auto;border-radius:8px;background:#fff}
+.grids{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
+figure{margin:0}figcaption{color:var(--soft);font-size:13px;overflow-wrap:anywhere}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
+th,td{padding:5px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
+th:first-child,td:first-child,td.name,th.name{text-align:left}.mean td{font-weight:600}
+details td:nth-child(2),details th:nth-child(2){text-align:left}
+.dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
+.bar{display:flex;height:22px;border-radius:6px;overflow:hidden}
+.key span{display:inline-block;margin-right:14px}
+.key i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
+pre{overflow-x:auto;background:var(--card);border-radius:8px;padding:12px;font-size:13px}
+summary{cursor:pointer;padding:6px 0}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ssdkd.report", description="Write one HTML file on a run, or on several in comparison."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="FILE", help=f"where to; default: {REPORT} in the run folder, or here")
+    given = parser.parse_args(argv)
+    out = given.out or (Path(given.runs[0]) / REPORT if len(given.runs) == 1 else REPORT)
+    try:
+        write_report(given.runs, out)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {out} cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return SsdkdError.exit_code
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
