@@ -142,6 +142,8 @@ class RunConfig:
     data_root: str | None = option(None, "where the evaluation set lies; null: no accuracy is measured")
     image: ImageConfig = group(ImageConfig, "image size, classes and normalisation")
     policy: str = option("ssdkd", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
+    policy_file: str | None = option(None, "a learned policy of agents.train; null: the one that ships")
+    adapt: bool = option(False, "whether a learned policy goes on learning during the run")
     rounds: int | None = option(None, "budget, in rounds of effort 1", low=1)
     minutes: float | None = option(None, "budget, in minutes instead of rounds", low=0)
     seed: int = option(0, "everything random follows from it", low=0, high=2**48)

@@ -103,11 +103,11 @@ def run(
 
     `resumed` is the state that a checkpoint held, where a run goes on from one.
     """
-    from agents import fixed_policy
+    from agents import choose_policy
     from envs import SampleSelectionEnv
 
-    policy = fixed_policy(config.policy, config.seed)
-    env = SampleSelectionEnv(engine=engine)
+    policy = choose_policy(config.policy, config.seed, config.policy_file, config.adapt)
+    env = SampleSelectionEnv(engine=engine, reward=getattr(policy, "reward", "probe"))
     saver = Saver(config.checkpoint, folder, display)
     _say_what_is_missing(engine, display)
     history: list[dict[str, float]] = []
@@ -122,8 +122,10 @@ def run(
         while not engine.finished:
             action, _ = policy.predict(observation, deterministic=True)
             observation, reward, _, _, info = env.step(action)
+            if hasattr(policy, "learn"):
+                policy.learn(float(reward), observation, engine.finished)
             _require_finite(engine.statistics, saver)
-            line = {**info["statistics"], **info["coefficients"], "reward": float(reward)}
+            line = {**info["statistics"], **info["coefficients"], "reward": env.memory.gain}
             every = config.tracking.evaluate_every
             measured = engine.accuracy(engine.student) if every and engine.round % every == 0 else None
             if measured is not None:
@@ -264,12 +266,13 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
 
 def start(argv: Sequence[str] | None) -> None:
     """Read the command line, then begin a run or go on with one."""
-    from agents import fixed_policy  # noqa: F401  (another package of that name is noticed before anything is made)
+    from agents import choose_policy  # another package of that name is noticed before anything is made
     from envs import SampleSelectionEnv  # noqa: F401
 
     config, given = _read(argv, _default_config(argv))
     display = Display(quiet=given.quiet)
     if given.resume is None:
+        choose_policy(config.policy, config.seed, config.policy_file, config.adapt)  # likewise one that cannot be had
         engine = build_engine(config)
         folder = RunFolder.create(config.out, run_name(config))
         with folder.claimed():
@@ -309,7 +312,7 @@ def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunCo
     return config, given
 
 
-HARMLESS = ("tracking.", "checkpoint.", "out", "data_root")
+HARMLESS = ("tracking.", "checkpoint.", "out", "data_root", "policy_file")  # whose content the checkpoint knows
 
 
 def _config_to_resume(folder: RunFolder, argv: Sequence[str] | None, display: Display) -> RunConfig:
