@@ -78,6 +78,9 @@ class InversionConfig:
     latent: int = option(128, "size of the latent vector", low=1)
     width: int = option(32, "channels of the generator's last block", low=1)
     subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")
+    output: str = option(
+        "sigmoid", "how pixels come about: freely, or with the normalisation's statistics", choices=("sigmoid", "normalised")
+    )
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)

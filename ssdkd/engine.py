@@ -105,6 +105,7 @@ class Engine:
                 inversion.width,
                 inversion.conditional,
                 inversion.subpixel,
+                (self.mean, self.std) if inversion.output == "normalised" else None,
             ).to(device, memory_format=layout)  # type: ignore[call-overload]
         teacher_work = count_multiply_adds(self.teacher, shape)
         self.costs = Costs.of(

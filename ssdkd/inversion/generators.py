@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,13 @@ class ConvGenerator(nn.Module):
     With `subpixel` the last doubling is a pixel shuffle, so that no convolution runs at full size, which makes
     the generator several times cheaper; without it, an up-sampling and two more convolutions. With
     `conditional`, a learned embedding of the target class joins the latent.
+
+    The output is a sigmoid; or, with `pixels`, the mean and standard deviation (1, c, 1, 1) that the teacher's
+    normalisation knows of its data, a batch whose pixels have just these statistics before they are clipped.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -24,6 +32,7 @@ class ConvGenerator(nn.Module):
         width: int,
         conditional: bool = False,
         subpixel: bool = True,
+        pixels: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         channels, height, width_px = image_shape
@@ -45,6 +54,10 @@ class ConvGenerator(nn.Module):
             layers += [nn.Upsample(scale_factor=2), *_convolution(2 * width, width)]
             layers.append(nn.Conv2d(width, channels, 3, padding=1))
         self.body = nn.Sequential(*layers)
+        mean, std = pixels if pixels is not None else (None, None)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+        self.standardise = nn.BatchNorm2d(channels, affine=False) if pixels is not None else None
 
     def forward(self, latents: Tensor, targets: Tensor) -> Tensor:
         """(B, latent), (B,) int64 -> (B, channels, H, W) in [0, 1]."""
@@ -52,9 +65,25 @@ class ConvGenerator(nn.Module):
             latents = latents + self.embedding(targets)
         x = self.project(latents).view(-1, *self.start)
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.body(x)
         height, width = self.image_size
-        return torch.sigmoid(x[..., :height, :width].float())
+        x = self.body(x)[..., :height, :width].float()
+        if self.standardise is None:
+            return torch.sigmoid(x)
+        return _Clip.apply(self.pixel_mean + self.pixel_std * self.standardise(x))  # type: ignore[no-any-return]
+
+
+class _Clip(torch.autograd.Function):
+    """Clip to [0, 1]; outside, a tenth of the gradient leads back, so that no pixel is lost for good."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where((x < 0.0) | (x > 1.0), 0.1 * gradient, gradient)
 
 
 def _convolution(channels: int, out: int) -> list[nn.Module]:
