@@ -377,7 +377,8 @@ def _shadowed(error: ImportError) -> str:
     name = (error.name or "").split(".")[0]
     loaded = sys.modules.get(name)
     where = next(iter(getattr(loaded, "__path__", None) or [getattr(loaded, "__file__", None)]), None)
-    if name in ("envs", "agents") and where is not None:
+    ours = Path(__file__).resolve().parent.parent / name
+    if name in ("envs", "agents") and where is not None and Path(where).resolve() != ours:
         return (
             f"the package {name!r} that Python finds is {where}, not ssdkd's; "
             "run from another folder or remove the other package."
