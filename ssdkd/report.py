@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,7 @@ def _of_one(run: Record) -> str:
             _line("ssdkd", rounds, formula, ORANGE, True),
             _line(run.policy if run.policy != "ssdkd" else "this run", rounds, run.values(entry.name), BLUE),
         ]
-        coefficients.append(
-            Chart(f"{entry.name}: {entry.steers}"[:62], "round", shown, y_range=(entry.low, entry.high))
-        )
+        coefficients.append(Chart(entry.name, "round", shown, y_range=(entry.low, entry.high), caption=entry.steers))
     reward = _curve_chart("Reward of each round", "reward", curves)
     agreement = Chart(
         "Agreement with the teacher, accuracy (%)",
@@ -304,7 +302,8 @@ def _of_several(runs: Sequence[Record]) -> str:
     if any("accuracy" in line for run in runs for line in run.lines):
         charts.append(_curve_chart("Accuracy (%)", "accuracy", curves, "progress"))
     coefficients = [
-        _curve_chart(f"{e.name}: {e.steers}"[:62], e.name, curves, "progress", y_range=(e.low, e.high)) for e in RANGES
+        replace(_curve_chart(e.name, e.name, curves, "progress", y_range=(e.low, e.high)), caption=e.steers)
+        for e in RANGES
     ]
     buffer = [
         _curve_chart("Class balance (1 is even)", "class_entropy", curves, "progress"),
@@ -472,7 +471,11 @@ def _at(values: Sequence[float], rows: Sequence[int]) -> list[float]:
 
 
 def _charts(charts: Sequence[Chart]) -> str:
-    return f'<div class="charts">{"".join(to_svg(chart) for chart in charts)}</div>'
+    shown = []
+    for chart in charts:
+        caption = f"<figcaption>{_text(chart.caption)}</figcaption>" if chart.caption else ""
+        shown.append(f"<figure>{to_svg(chart)}{caption}</figure>")
+    return f'<div class="charts">{"".join(shown)}</div>'
 
 
 def _section(title: str, body: str, note: str = "") -> str:

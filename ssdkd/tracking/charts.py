@@ -60,6 +60,8 @@ class Chart:
     y_range: tuple[float, float] | None = None
     shade: tuple[float, float] | None = None  # a range of x that is marked
     whole_x: bool = False  # ticks of x at whole numbers only
+    names: Sequence[str] = ()  # what stands at 0, 1, 2, ... of x instead of numbers
+    caption: str = ""  # stands under it in the report
 
 
 class Canvas(Protocol):
@@ -95,10 +97,12 @@ def draw(chart: Chart, canvas: Canvas, left: float, top: float, width: float, he
     for tick in ticks(y_low, y_high, chart.log_y, 5):
         canvas.rule((x0, at_y(tick)), (x1, at_y(tick)))
         canvas.text((x0 - 6, at_y(tick) + 4), brief(tick), "end", FONT - 1, False)
-    for tick in ticks(x_low, x_high, chart.log_x, 6 if width > 300 else 4):
+    for tick in [] if chart.names else ticks(x_low, x_high, chart.log_x, 6 if width > 300 else 4):
         if chart.whole_x and tick != round(tick):
             continue
         canvas.text((at_x(tick), y1 + 16), brief(tick), "middle", FONT - 1, False)
+    for place, name in enumerate(chart.names):  # every other one lower, so that long names do not touch
+        canvas.text((at_x(place), y1 + (15 if place % 2 == 0 else 28)), name, "middle", FONT - 1, False)
     canvas.text(((x0 + x1) / 2, y1 + 31), chart.x_label, "middle", FONT - 1, False)
     for position, bar in enumerate(chart.bars):
         x_left, x_right = at_x(position - 0.4), at_x(position + 0.4)

@@ -84,12 +84,19 @@ class EventWriter:
         tag = custom_scalar_metadata.CONFIG_SUMMARY_TAG
         self.write([Summary.Value(tag=tag, tensor=tensor, metadata=meta)], step)
 
-    def add_hparams(self, settings: Mapping[str, Any], metrics: Mapping[str, str], step: int) -> None:
-        """Write what the HParams page lists: settings by name, and the tags (with titles) that tell how it went."""
+    def add_hparams(
+        self, settings: Mapping[str, Any], metrics: Mapping[str, str], step: int, foremost: Sequence[str] = ()
+    ) -> None:
+        """Write what the HParams page lists: settings by name, and the tags (with titles) that tell how it went.
+
+        The `foremost` settings come first there, the others in the order of the alphabet.
+        """
         kinds = {bool: api_pb2.DATA_TYPE_BOOL, int: api_pb2.DATA_TYPE_FLOAT64, float: api_pb2.DATA_TYPE_FLOAT64}
         experiment = api_pb2.Experiment(
             hparam_infos=[
-                api_pb2.HParamInfo(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_STRING))
+                api_pb2.HParamInfo(
+                    name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_STRING), differs=name in foremost
+                )
                 for name, value in settings.items()
             ],
             metric_infos=[

@@ -32,39 +32,47 @@ def buffer_grid(samples: Samples, num_classes: int, per_class: int = 10, classes
     return np.kron(grid, np.ones((scale, scale, 1), dtype=np.uint8))
 
 
-def replay_grid(buffer: ReplayBuffer, num_classes: int, per_class: int = 10, classes: int = 20) -> np.ndarray:
+def replay_grid(
+    buffer: ReplayBuffer, num_classes: int, per_class: int = 10, classes: int = 20, blocks: int = 1
+) -> np.ndarray:
     """Images of each class from the most to the least replayed, the count under each: -> (H, W, 3) uint8.
 
-    The frame of a tile grows from pale to dark with the count. At most `classes` rows; an empty class leaves gaps.
+    The frame of a tile grows from pale to dark with the count. At most `classes` classes, a row each, in `blocks`
+    side by side; an empty class leaves a gap.
     """
     held = buffer.filled()
     named, visits = held.classes.cpu().numpy(), buffer.visits[: buffer.size].cpu().numpy()
-    rows = min(num_classes, classes)
+    classes = min(num_classes, classes)
+    rows = -(-classes // blocks)
     height, width = held.images.shape[1:3]
     scale = max(1, round(44 / max(height, width)))
     tile_h, tile_w, left, gap = height * scale, max(width * scale, 34), 36, 7
-    shown: list[tuple[int, int, int]] = []  # row, column, sample
-    for row in range(rows):
-        members = np.flatnonzero(named == row)
+    step_y, step_x = tile_h + gap + 13, tile_w + gap
+    across = left + per_class * step_x + gap
+    sheet = np.full((rows * step_y + gap, blocks * across, 3), 255, dtype=np.uint8)
+    places: list[tuple[int, int, int]] = []  # y, x, sample
+    for each in range(classes):
+        block, row = divmod(each, rows)
+        members = np.flatnonzero(named == each)
         ranked = members[np.argsort(-visits[members], kind="stable")]
         even = np.linspace(0, len(ranked) - 1, min(per_class, len(ranked))).round().astype(int)
-        shown += [(row, column, int(ranked[i])) for column, i in enumerate(even)]
-    step_y, step_x = tile_h + gap + 13, tile_w + gap
-    sheet = np.full((rows * step_y + gap, left + per_class * step_x + gap, 3), 255, dtype=np.uint8)
-    chosen = torch.tensor([sample for _, _, sample in shown], dtype=torch.int64, device=held.images.device)
+        y, x = gap + row * step_y, block * across + left
+        places += [(y, x + column * step_x, int(ranked[i])) for column, i in enumerate(even)]
+    chosen = torch.tensor([sample for _, _, sample in places], dtype=torch.int64, device=held.images.device)
     images = held.images[chosen].cpu().numpy()
-    most = max(float(visits.max()) if len(visits) else 0.0, 1.0)
-    for (row, column, sample), image in zip(shown, images, strict=True):
-        y, x = gap + row * step_y, left + column * step_x
-        share = float(np.sqrt(visits[sample] / most))
+    least, most = (int(visits.min()), int(visits.max())) if len(visits) else (0, 0)
+    for (y, x, sample), image in zip(places, images, strict=True):
+        share = float(visits[sample] - least) / max(most - least, 1)
         sheet[y - 3 : y + tile_h + 3, x - 3 : x + width * scale + 3] = _shade(share)
         sheet[y : y + tile_h, x : x + width * scale] = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
     picture = Image.fromarray(sheet)
     pen = ImageDraw.Draw(picture)
-    for row in range(rows):
-        pen.text((left / 2, gap + row * step_y + tile_h / 2), str(row), fill="#22262b", font=font(15), anchor="mm")
-    for row, column, sample in shown:
-        below = (left + column * step_x + width * scale / 2, gap + row * step_y + tile_h + 9)
+    for each in range(classes):
+        block, row = divmod(each, rows)
+        place = (block * across + left / 2, gap + row * step_y + tile_h / 2)
+        pen.text(place, str(each), fill="#22262b", font=font(15), anchor="mm")
+    for y, x, sample in places:
+        below = (x + width * scale / 2, y + tile_h + 9)
         pen.text(below, f"{visits[sample]} x", fill="#22262b", font=font(10), anchor="mm")
     return np.asarray(picture)
 

@@ -71,7 +71,11 @@ def _logged(name: str, unit: str, meaning: str, key: str, scale: float = 1.0) ->
 
 
 def _coefficient(entry: Range) -> Tag:
-    return _logged(f"policy/{entry.name}", "", f"coefficient: {entry.steers}", entry.name)
+    def read(moment: Moment) -> float:
+        return round(moment.line[entry.name], 6)  # an action is float32: -3e-8 is 0
+
+    meaning, source = f"coefficient: {entry.steers}", f"`{entry.name}` of metrics.jsonl, to six places"
+    return _scalar(f"policy/{entry.name}", "", meaning, source, read)
 
 
 def _cost(moment: Moment) -> float:
@@ -119,6 +123,8 @@ SPREADS = (
     ("age", "age_rounds", "rounds", "time since it entered"),
     ("visits", "replays_per_image", "times", "how often it was replayed"),
 )
+
+WHAT_IF = "the round's coefficients (grey: neutral, orange: ssdkd; shaded: 80 % of the buffer)"
 
 TAGS: tuple[Tag, ...] = (
     *(_coefficient(entry) for entry in RANGES),
@@ -189,12 +195,13 @@ TAGS: tuple[Tag, ...] = (
         "replay_top_decile",
         100.0,
     ),
-    Tag(
-        "selection/what_if",
-        "picture",
-        "times the median sample",
-        "how likely a sample is kept (phi) and replayed (P) as a function of each feature alone",
-        "the round's coefficients; grey neutral, orange ssdkd; shaded: where 80 % of the buffer lies",
+    *(
+        Tag(f"selection/what_if_{name}", "picture", "times the median sample", meaning, WHAT_IF)
+        for name, meaning in (
+            ("kept", "how likely a sample is kept (phi) by class size and by confidence alone"),
+            ("replayed_by_kl", "how likely it is replayed (P), and its weight in the loss, by KL alone"),
+            ("replayed_by_phi", "how likely it is replayed (P) by class size and by confidence alone"),
+        )
     ),
     Tag(
         "inversion/{term}",

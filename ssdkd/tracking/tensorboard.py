@@ -24,6 +24,7 @@ from ssdkd.tracking.pictures import replay_grid
 from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, Tag, description, scalars
 from ssdkd.tracking.whatif import what_if
 
+FOREMOST = ("dataset", "policy", "rounds", "seed", "student.name")
 NOT_SETTINGS = ("tracking.", "checkpoint.", "out", "data_root", "threads", "device")
 
 
@@ -107,7 +108,7 @@ class Tracker:
         self, line: Mapping[str, float], before: Mapping[str, float], observation: np.ndarray, step: int
     ) -> None:
         if not self._begun:
-            self.writer.add_hparams(settings_of(self.config), _metrics_of_a_sweep(), step)
+            self.writer.add_hparams(settings_of(self.config), _metrics_of_a_sweep(), step, FOREMOST)
             self.writer.add_layout(layout(self.engine), step)
         moment = self._moment(
             line, before, since=self._since_last(), memory=_memory(self.engine.device), policy=self._asked(observation)
@@ -167,10 +168,13 @@ def histograms(engine: Engine, coefficients: Mapping[str, float]) -> dict[str, n
 
 def pictures(engine: Engine, line: Mapping[str, float]) -> dict[str, np.ndarray]:
     """The images held, their classes, and the what-if panels: each (H, W, 3) uint8."""
+    panels = what_if(line, line)
     return {
-        "buffer/images": replay_grid(engine.buffer, engine.spec.num_classes),
-        "buffer/classes": to_pixels([class_chart(engine)], columns=1, width=520, height=260),
-        "selection/what_if": to_pixels(what_if(line, line), columns=3),
+        "buffer/images": replay_grid(engine.buffer, engine.spec.num_classes, blocks=2),
+        "buffer/classes": to_pixels([class_chart(engine)], columns=1, width=400, height=200),
+        "selection/what_if_kept": to_pixels(panels[0:2], columns=2, width=270, height=210),
+        "selection/what_if_replayed_by_kl": to_pixels(panels[2:4], columns=2, width=270, height=210),
+        "selection/what_if_replayed_by_phi": to_pixels(panels[4:6], columns=2, width=270, height=210),
     }
 
 
@@ -227,8 +231,7 @@ def settings_of(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _metrics_of_a_sweep() -> dict[str, str]:
-    titles = {tag.name: f"{tag.name.removeprefix(FINAL)}" for tag in TAGS if tag.name.startswith(FINAL)}
-    return titles
+    return {tag.name: tag.name.removeprefix(FINAL) for tag in TAGS if tag.name.startswith(FINAL)}
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -74,7 +74,7 @@ def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) 
         is_log = x is not confidence
         return Chart(title, label, lines, log_x=is_log, log_y=True, y_range=(low, high), shade=shade)
 
-    kept, replayed = "Kept: phi", "Replayed: P"
+    kept, replayed = "Kept: phi", "Replayed: P"  # two charts of a kind follow each other
     by_class, by_confidence, by_delta = (
         "samples of its class, times the mean",
         "teacher's confidence",
@@ -84,7 +84,7 @@ def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) 
         chart(f"{kept} by class size", by_class, crowding, phi_by_class, None),
         chart(f"{kept} by confidence", by_confidence, confidence, phi_by_confidence, (p_low, p_high)),
         chart(f"{replayed} by KL", by_delta, delta, replay_by_delta, (d_low, d_high)),
+        chart("Weight in the loss by KL", by_delta, delta, weight_by_delta, (d_low, d_high)),
         chart(f"{replayed} by class size", by_class, crowding, replay_by_class, None),
         chart(f"{replayed} by confidence", by_confidence, confidence, replay_by_confidence, (p_low, p_high)),
-        chart("Weight in the loss by KL", by_delta, delta, weight_by_delta, (d_low, d_high)),
     ]
