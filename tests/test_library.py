@@ -1,0 +1,178 @@
+"""Promises of `ssdkd.distill`: two networks in memory, the options of the command, nothing written unless asked."""
+
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ssdkd
+from ssdkd.data import dataset_spec
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
+from ssdkd.models import create_model, load_weights
+from ssdkd.run import main
+from ssdkd.saving import Stopped
+from ssdkd.tracking import Display
+
+ROOT = Path(ssdkd.__file__).resolve().parent.parent
+TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+SMALL: dict[str, Any] = {
+    "rounds": 3,
+    "device": "cpu",
+    "inversion": {"images": 32, "warmup": 2, "steps": 2, "width": 8},
+    "probe": {"images": 16},
+    "buffer": {"capacity": 64},
+    "distillation": {"batch": 32, "steps": 3},
+}
+
+
+def digits_teacher() -> nn.Module:
+    teacher = create_model("convnet", {"widths": [48, 96, 128]}, **TASK)
+    load_weights(teacher, Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors")
+    return teacher
+
+
+def a_student(seed: int = 0, **task: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model("convnet_small", **{**TASK, **task})
+
+
+def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_importing_ssdkd_is_light() -> None:
+    code = "import sys, ssdkd; assert 'torch' not in sys.modules; ssdkd.distill; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    assert {"distill", "Result"} <= set(ssdkd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'destill'"):
+        ssdkd.destill  # noqa: B018
+
+
+def test_the_student_is_trained_in_place_and_the_teacher_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher, student = digits_teacher().train(), a_student()
+    taught, untaught = weights(teacher), weights(student)
+    result = ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+    assert result.student is student
+    assert not same(weights(student), untaught)
+    assert not student.training
+    assert same(weights(teacher), taught)
+    assert teacher.training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert result.folder is None
+    assert not list(tmp_path.iterdir()), "nothing is written unless asked for"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_result_tells_what_the_commands_summary_tells() -> None:
+    result = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", policy="uniform", seed=5, **SMALL)
+    assert result.summary["teacher_accuracy"] > 95
+    assert (result.summary["rounds"], result.summary["policy"], result.summary["seed"]) == (3, "uniform", 5)
+    assert [entry["round"] for entry in result.history] == [1, 2, 3]
+    assert result.history[-1]["probe_kl"] == result.summary["probe_kl"]
+
+
+def test_evaluation_data_do_not_change_the_student() -> None:
+    spec = dataset_spec("digits")
+    image = {"channels": 1, "height": 8, "width": 8, "classes": 10, "mean": list(spec.mean), "std": list(spec.std)}
+    seen = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", tracking={"evaluate_every": 1}, **SMALL)
+    blind = ssdkd.distill(digits_teacher(), a_student(), image=image, **SMALL)
+    assert seen.summary["student_accuracy"] is not None
+    assert blind.summary["student_accuracy"] is None
+    assert same(weights(seen.student), weights(blind.student))
+
+
+def test_with_out_a_run_folder_is_left(tmp_path: Path) -> None:
+    result = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **SMALL)
+    assert result.folder is not None
+    assert result.folder.parent == tmp_path
+    assert len(result.history) == 3
+    saved = a_student(seed=1)
+    load_weights(saved, result.folder / "student.safetensors")
+    assert same(weights(saved), weights(result.student))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_stopped_call_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Stopped):
+            ssdkd.distill(digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **SMALL)
+    (folder,) = tmp_path.iterdir()
+    assert main(["--resume", str(folder)]) == 2
+    assert "go on with ssdkd.distill(teacher, student, resume=RUN)" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="leave out all others"):
+        ssdkd.distill(digits_teacher(), a_student(), resume=folder, rounds=5)
+    resumed = ssdkd.distill(digits_teacher(), a_student(seed=9), resume=folder)
+    assert same(weights(resumed.student), weights(undisturbed.student))
+    assert resumed.folder == folder
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "digits", "rouns": 3}, "did you mean rounds"),
+        ({"dataset": "digits", "buffer": {"capacity": 16}}, "buffer.capacity is 16"),
+        ({"dataset": "digits", "minutes": 0}, "leaves nothing to do"),
+        ({"image": {"channels": 1, "height": 8, "width": 8}}, "image.classes is not known"),
+        ({"dataset": "digits", "device": "gpu"}, "not a device"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_a_sentence(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SsdkdError) as caught:
+        ssdkd.distill(digits_teacher(), a_student(), **options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_networks_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match=re.escape("teacher and student need the same classes")):
+        ssdkd.distill(digits_teacher(), a_student(num_classes=7), dataset="digits", **SMALL)
+    with pytest.raises(ConfigError, match="the student cannot take images of 1x8x8"):
+        ssdkd.distill(digits_teacher(), a_student(in_channels=3), dataset="digits", **SMALL)
+    spoilt = copy.deepcopy(digits_teacher())
+    with torch.no_grad():
+        next(spoilt.parameters()).fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        ssdkd.distill(spoilt, a_student(), dataset="digits", **SMALL)
+
+
+def test_the_readmes_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's Python block as it stands, with its numbers made small."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [b for b in blocks if "ssdkd.distill(" in b]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    small = re.sub(r"rounds=\d+", "rounds=2", block)
+    assert small != block
+    called: dict[str, Any] = {}
+    plain = ssdkd.distill
+
+    def shrunk(*networks: nn.Module, **options: Any) -> Any:
+        called.update(options)
+        smaller = {name: {**SMALL[name], **options.get(name, {})} for name in ("inversion", "probe")}
+        return plain(*networks, **{**options, **smaller})
+
+    monkeypatch.setattr(ssdkd, "distill", shrunk)
+    space: dict[str, Any] = {}
+    exec(compile(small, "README.md", "exec"), space)
+    assert called["rounds"] == 2
+    assert space["result"].summary["rounds"] >= 1
