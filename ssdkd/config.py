@@ -79,7 +79,9 @@ class InversionConfig:
     width: int = option(32, "channels of the generator's last block", low=1)
     subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")
     output: str = option(
-        "sigmoid", "how pixels come about: freely, or with the normalisation's statistics", choices=("sigmoid", "normalised")
+        "sigmoid",
+        "how pixels come about: freely, or with the normalisation's statistics",
+        choices=("sigmoid", "normalised"),
     )
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
