@@ -82,8 +82,11 @@ def _places(names: list[str], table: list[str], what: str) -> list[int]:
     missing = [name for name in names if name not in table]
     if missing:
         raise ConfigError(f"there is no {what} {missing[0]!r} (any more); there are {', '.join(table)}.")
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"the {what}s {', '.join(names) or '(none)'} must be one or more, each named once.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the {what} {twice!r} is named twice; name each once.")
+    if not names:
+        raise ConfigError(f"there must be at least one {what}.")
     return [table.index(name) for name in names]
 
 
@@ -135,7 +138,7 @@ def learner_state(model: BaseAlgorithm) -> dict[str, Any]:
     return {
         "parameters": model.get_parameters(),
         "variables": {name: recursive_getattr(model, name).detach() for name in variables},
-        "experience": _buffer_state(_experience(model)),
+        "experience": _buffer_state(model),
         "timesteps": model.num_timesteps,
         "updates": int(getattr(model, "_n_updates", 0)),
         "remaining": float(model._current_progress_remaining),
@@ -159,8 +162,12 @@ def _experience(model: BaseAlgorithm) -> Any:
     return model.rollout_buffer if isinstance(model, OnPolicyAlgorithm) else getattr(model, "replay_buffer", None)
 
 
-def _buffer_state(buffer: Any) -> dict[str, Any]:
-    size = buffer.size()
+def _buffer_state(model: BaseAlgorithm) -> dict[str, Any]:
+    buffer = _experience(model)
+    used_up = isinstance(model, OnPolicyAlgorithm) and buffer.full  # learned from; the next rollout begins anew
+    size = 0 if used_up else buffer.size()
+    if not size:
+        return {"size": 0, "pos": 0, "full": False, "arrays": {}}
     arrays = {
         name: value[:size] for name, value in vars(buffer).items() if isinstance(value, np.ndarray) and value.ndim > 1
     }

@@ -256,7 +256,7 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
         _refuse("its normalise.var is negative")
     network = _network(described, outputs)
     expected = network.state_dict()
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in expected.items():
         stored = tensors.pop(f"policy.{name}", None)
         if stored is None and "_target." in name:

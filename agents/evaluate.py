@@ -1,0 +1,201 @@
+"""Play whole episodes and compare: `python -m agents.evaluate --policy FILE --config family`.
+
+Every policy plays the same tasks from the same seeds, so they start from the same student, generator and probe.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents import choose_policy
+from agents.tasks import Task, TasksConfig, held_out_tasks, name_of, training_tasks
+from envs import SampleSelectionEnv
+from envs.rewards import log_kl
+from ssdkd.config import option, parse_command_line
+from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.files import atomic_write_text
+
+FIXED = ("uniform", "random", "ssdkd")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one policy made of one task from one seed; the areas are means over the budget."""
+
+    policy: str
+    task: str
+    seed: int
+    probe_area: float  # how far log KL on the probe lay below its start, in nats
+    probe_kl: float  # in the end
+    agreement: float  # percent of the probe, in the end
+    accuracy_area: float | None  # percent; null without an evaluation set
+    accuracy: float | None  # percent, in the end
+    rounds: int
+    spent: float  # share of the budget
+    seconds: float
+
+
+@dataclass
+class EvaluateConfig(TasksConfig):
+    """A family's YAML, and how to judge on it."""
+
+    policies: list[str] = option(["uniform", "random", "ssdkd"], "names of fixed policies, learned, or policy files")
+    on: str = option("held_out", "which tasks of the family", choices=("held_out", "tasks"))
+    seeds: int = option(3, "episodes of each policy on each task", low=1)
+    first_seed: int = option(1000, "the seed of the first one", low=0)
+    accuracy_every: int = option(1, "rounds between measurements of accuracy; 0: only at the end", low=0)
+    processes: int = option(1, "episodes played at once", low=1)
+    out: str | None = option(None, "file for one JSON line an episode")
+
+
+def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, trust: bool = False) -> Episode:
+    """One episode of one policy: a fixed one's name, `learned`, or a policy file; decides without exploring."""
+    policy = policy_by(name, seed, trust)
+    env = SampleSelectionEnv(base, tasks=[task], reward="area")
+    start = time.perf_counter()
+    observation, info = env.reset(seed=seed)
+    at, falls, right_at = [0.0], [0.0], [0.0]
+    first = log_kl(info["statistics"])
+    right = [env.engine.accuracy(env.engine.student)] if accuracy_every else []
+    terminated = False
+    while not terminated:
+        action, _ = policy.predict(observation, deterministic=True)
+        observation, _, terminated, _, info = env.step(action)
+        at.append(info["statistics"]["progress"])
+        falls.append(first - log_kl(info["statistics"]))
+        if accuracy_every and (terminated or env.engine.round % accuracy_every == 0):
+            right.append(env.engine.accuracy(env.engine.student))
+            right_at.append(at[-1])
+    final = env.engine.accuracy(env.engine.student)
+    known = [value for value in right if value is not None]
+    return Episode(
+        policy=name,
+        task=name_of(task),
+        seed=seed,
+        probe_area=area_under(at, falls),
+        probe_kl=info["statistics"]["probe_kl"],
+        agreement=100.0 * info["statistics"]["probe_agreement"],
+        accuracy_area=area_under(right_at, known) if known else None,
+        accuracy=final,
+        rounds=env.engine.round,
+        spent=env.engine.spent / env.engine.budget if env.engine.budget else env.engine.progress,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def policy_by(name: str, seed: int, trust: bool = False) -> Any:
+    """A fixed policy by name, the shipped one as `learned`, any other from its file."""
+    if name in FIXED:
+        return choose_policy(name, seed)
+    from agents.policies import load_policy
+
+    return load_policy(None if name == "learned" else name, trust=trust)
+
+
+def area_under(at: Sequence[float], values: Sequence[float]) -> float:
+    """Mean of a curve over the budget [0, 1]: straight between its points, level after the last."""
+    x, y = np.asarray(at), np.asarray(values)
+    return float(np.sum((y[1:] + y[:-1]) / 2.0 * np.diff(x)) + y[-1] * (1.0 - x[-1]))
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Mean of the middle half, the outermost of it by their share; robust to a run that went wrong."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(ordered)
+    weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, n - np.arange(n) - n / 4), 0.0, 1.0)
+    return float((weights * ordered).sum() / weights.sum())
+
+
+def evaluate(
+    names: Sequence[str],
+    base: str,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    processes: int = 1,
+    accuracy_every: int = 1,
+    trust: bool = False,
+) -> list[Episode]:
+    """Every policy on every task from every seed, some at once."""
+    jobs = [(name, base, task, seed, accuracy_every, trust) for task in tasks for seed in seeds for name in names]
+    if processes == 1 or len(jobs) == 1:
+        return [play(*job) for job in jobs]
+    context = multiprocessing.get_context("spawn")  # a forked PyTorch may hang
+    with ProcessPoolExecutor(min(processes, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(play, *zip(*jobs, strict=True)))
+
+
+MEASURES = ("accuracy_area", "accuracy", "probe_area", "agreement")
+
+
+def summary(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Interquartile mean of each measure, by policy."""
+    table: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(e.policy for e in episodes):
+        own = [asdict(e) for e in episodes if e.policy == name]
+        told = {m: [e[m] for e in own if e[m] is not None] for m in MEASURES}
+        table[name] = {m: interquartile_mean(values) for m, values in told.items() if values}
+    return table
+
+
+def show(episodes: Sequence[Episode]) -> None:
+    """Print the summary, over all tasks and for each."""
+    for task in ["all tasks", *dict.fromkeys(e.task for e in episodes)]:
+        own = [e for e in episodes if task in ("all tasks", e.task)]
+        print(f"\n{task} ({len({(e.task, e.seed) for e in own})} episodes each, interquartile means)")
+        for name, values in summary(own).items():
+            print(f"  {name:32.32s} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
+
+
+def run(argv: Sequence[str] | None = None) -> list[Episode]:
+    config, given = parse_command_line(
+        EvaluateConfig,
+        argv,
+        prog="python -m agents.evaluate",
+        description="Compare policies over whole episodes.",
+        extra=(
+            ("policy", "policy file to compare with `policies`", None),
+            ("trust", "let policy files run code", False),
+        ),
+        default_config="family",
+    )
+    tasks = held_out_tasks(config) if config.on == "held_out" else training_tasks(config)
+    names = [*config.policies, *([given.policy] if given.policy else [])]
+    if not names:
+        raise ConfigError("policies: name at least one.")
+    for name in names:
+        policy_by(name, 0, given.trust)  # a file that cannot be used is noticed before the first episode
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    episodes = evaluate(names, config.base, tasks, seeds, config.processes, config.accuracy_every, given.trust)
+    if config.out is not None:
+        try:
+            atomic_write_text(Path(config.out), "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
+        except OSError as error:
+            raise ConfigError(f"out: {config.out} cannot be written: {error.strerror or error}.") from error
+    show(episodes)
+    return episodes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    torch.set_num_threads(1)
+    try:
+        run(argv)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

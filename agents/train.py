@@ -1,0 +1,307 @@
+"""Train a policy: `python -m agents.train --config train-digits --teachers-root FOLDER`.
+
+Every environment draws a task of the family for each episode. The run's folder holds the configuration, the
+TensorBoard event files, checkpoints, `policy.safetensors` (the newest) and `evaluation.jsonl` (whole episodes on
+held-out tasks, beside the fixed policies).
+
+`--resume FOLDER` goes on with the weights, optimisers, experience, normalisation, random numbers and counters of
+the last checkpoint, exactly. Only the episodes that were being played are lost: each environment begins a new one,
+from seeds that follow from the step at which the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from agents.evaluate import FIXED, Episode, evaluate, summary
+from agents.learning import Randomness, Selected, build_learner, columns_of, learner_state, restore_learner, rows_of
+from agents.policies import CLIP, Description, LearnedPolicy, policy_of
+from agents.tasks import Task, family_from, held_out_tasks, training_tasks
+from envs import SampleSelectionEnv
+from envs.rewards import REWARDS
+from envs.spaces import ENTRIES
+from ssdkd import checkpoint
+from ssdkd.coefficients import RANGES
+from ssdkd.config import differences, option, parse_command_line, to_yaml
+from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
+
+POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
+
+
+@dataclass
+class TrainConfig:
+    """How a policy is trained; the tasks stand in the family's own YAML."""
+
+    algorithm: str = option("ppo", "ppo, a2c, sac, td3, or an import path such as sb3_contrib:TQC")
+    arguments: dict[str, Any] = option({}, "keyword arguments of the algorithm")
+    net_arch: list[int] = option([64, 64], "hidden layers of actor and critic")
+    activation: str = option("tanh", "between them", choices=("tanh", "relu", "elu", "silu"))
+    family: str = option("family", "family of tasks, by name or YAML file")
+    teachers_root: str | None = option(None, "folder of the family's teachers; null: as the family says")
+    reward: str = option("area", "what a round is worth", choices=("probe", "area", "validation"))
+    observe: list[str] | None = option(None, "names of the observation's entries to read; null: all")
+    act: list[str] | None = option(None, "names of the coefficients to set, the others stay neutral; null: all")
+    steps: int = option(20_000, "rounds to learn from, over all environments", low=1)
+    environments: int = option(4, "episodes played at once", low=1)
+    processes: bool = option(True, "whether each of them has a process of its own")
+    warm_starts: int = option(2, "starting states kept for each task; 0: a new one every episode", low=0)
+    normalise: bool = option(True, "whether observations and rewards are scaled by their running statistics")
+    seed: int = option(0, "everything random follows from it", low=0, high=2**31)
+    evaluate_every: int = option(5_000, "steps between evaluations on held-out tasks; 0: only at the end", low=0)
+    evaluate_seeds: int = option(2, "episodes on each held-out task; 0: no evaluation", low=0)
+    log_every: int = option(500, "steps between points of TensorBoard's curves", low=1)
+    checkpoint_every: int = option(2_000, "steps between checkpoints; 0: only at the end", low=0)
+    out: str = option("runs", "folder in which every training makes a folder of its own")
+
+
+class Training:
+    """One training: the vector of environments, the algorithm, and what is scaled by what."""
+
+    def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
+        self.config = config
+        self.observations = config.observe or [entry.name for entry in ENTRIES]
+        self.actions = config.act or [r.name for r in RANGES]
+        columns_of(self.observations), rows_of(self.actions)
+        make = _environment(base, list(tasks), config, self.observations, self.actions)
+        several = config.processes and config.environments > 1
+        vector: Any = (
+            SubprocVecEnv([make] * config.environments, start_method="spawn")
+            if several
+            else DummyVecEnv([make] * config.environments)
+        )
+        discount = float(config.arguments.get("gamma", 0.99))
+        self.vector: Any = (
+            VecNormalize(vector, clip_obs=CLIP, clip_reward=CLIP, gamma=discount) if config.normalise else vector
+        )
+        try:
+            self.model: BaseAlgorithm = build_learner(
+                config.algorithm, self.vector, config.net_arch, config.activation, config.arguments, config.seed
+            )
+        except BaseException:
+            vector.close()
+            raise
+        self.random = Randomness(config.seed)
+
+    def policy(self) -> LearnedPolicy:
+        """What is learned so far."""
+        scaled = self.config.normalise
+        described = Description(
+            algorithm=self.config.algorithm,
+            net_arch=list(self.config.net_arch),
+            activation=self.config.activation,
+            observations=self.observations,
+            actions=self.actions,
+            reward=self.config.reward,
+            reward_scale=float(np.sqrt(self.vector.ret_rms.var + 1e-8)) if scaled else 1.0,
+            arguments=dict(self.config.arguments),
+            training={"steps": self.model.num_timesteps, "config": asdict(self.config)},
+        )
+        if not scaled:
+            return policy_of(self.model, described)
+        return policy_of(self.model, described, self.vector.obs_rms.mean.copy(), self.vector.obs_rms.var.copy())
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "learner": learner_state(self.model),
+            "random": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False)},  # noqa: NPY002
+        }
+        if self.config.normalise:
+            state["scales"] = {
+                name: {"mean": np.array(rms.mean), "var": np.array(rms.var), "count": float(rms.count)}
+                for name, rms in (("observation", self.vector.obs_rms), ("return", self.vector.ret_rms))
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_learner(self.model, state["learner"])
+        torch.set_rng_state(state["random"]["torch"])
+        np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
+        if self.config.normalise:
+            for name, rms in (("observation", self.vector.obs_rms), ("return", self.vector.ret_rms)):
+                held = state["scales"][name]
+                rms.mean, rms.var, rms.count = np.asarray(held["mean"]), np.asarray(held["var"]), held["count"]
+
+
+def _environment(
+    base: str, tasks: list[Task], config: TrainConfig, observations: list[str], actions: list[str]
+) -> Callable[[], Monitor]:
+    def make() -> Monitor:
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)
+        env = SampleSelectionEnv(base, tasks=tasks, reward=config.reward, warm_starts=config.warm_starts)
+        return Monitor(Selected(env, observations, actions))
+
+    return make
+
+
+class Record(BaseCallback):
+    """Curves, checkpoints and evaluations while the algorithm learns."""
+
+    def __init__(self, training: Training, folder: RunFolder, judge: Callable[[], dict[str, dict[str, float]]]) -> None:
+        super().__init__()
+        self.training, self.folder, self.judge = training, folder, judge
+        self.chosen: list[list[float]] = []
+        self.began, self.began_at = time.perf_counter(), training.model.num_timesteps
+        start = training.model.num_timesteps
+        self.logged, self.saved, self.judged = start, start, start
+
+    def _on_step(self) -> bool:
+        self.chosen += [[info["coefficients"][r.name] for r in RANGES] for info in self.locals["infos"]]
+        return True
+
+    def _on_rollout_start(self) -> None:
+        """Between two rollouts nothing is half done: the time to write things down."""
+        config, now = self.training.config, self.model.num_timesteps
+        if now - self.logged >= config.log_every:
+            self.log(now)
+        if config.checkpoint_every and now - self.saved >= config.checkpoint_every:
+            self.save()
+        if config.evaluate_every and config.evaluate_seeds and now - self.judged >= config.evaluate_every:
+            self.evaluate()
+
+    def log(self, now: int) -> None:
+        self.logged = now
+        for r, values in zip(RANGES, np.array(self.chosen).T, strict=False):
+            self.logger.record(f"coefficients/{r.name}", torch.from_numpy(values), exclude="stdout")
+            self.logger.record(f"coefficients_mean/{r.name}", float(values.mean()), exclude="stdout")
+        self.chosen = []
+        episodes: Any = self.model.ep_info_buffer or []
+        if episodes:
+            self.logger.record("episodes/return", float(np.mean([e["r"] for e in episodes])))
+            self.logger.record("episodes/rounds", float(np.mean([e["l"] for e in episodes])))
+        rate = (now - self.began_at) / (time.perf_counter() - self.began)
+        self.logger.record("time/steps_per_second", rate)
+        self.logger.dump(now)
+
+    def save(self) -> None:
+        self.saved = self.model.num_timesteps
+        checkpoint.save(self.folder / CHECKPOINTS, self.training.state_dict(), self.saved, keep=2)
+        self.training.policy().save(self.folder / POLICY)
+
+    def evaluate(self) -> None:
+        self.judged = self.model.num_timesteps
+        self.training.policy().save(self.folder / POLICY)
+        for name, measures in self.judge().items():
+            for measure, value in measures.items():
+                self.logger.record(f"evaluation_{measure}/{name}", value)
+        self.logger.dump(self.model.num_timesteps)
+
+
+def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunFolder) -> Any:
+    """-> a function that plays the newest policy on held-out tasks; the fixed ones are played once, the first time."""
+    known: list[Episode] = []
+    seeds = range(1000, 1000 + config.evaluate_seeds)
+    processes = config.environments if config.processes else 1
+
+    def judge() -> dict[str, dict[str, float]]:
+        nonlocal known
+        if not known:
+            known = evaluate(FIXED, base, tasks, seeds, processes)
+        newest = evaluate([str(folder / POLICY)], base, tasks, seeds, processes)
+        described = json.dumps({**summary(newest), **summary(known)})
+        with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
+            stream.write(described.replace(json.dumps(str(folder / POLICY)), '"learned"') + "\n")
+        return {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
+
+    return judge
+
+
+def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None = None, quiet: bool = False) -> Path:
+    """Learn until `config.steps`, from the beginning or from a checkpoint's `state`: -> the policy's file."""
+    family = family_from(config.family, config.teachers_root)
+    tasks = training_tasks(family)
+    training = Training(config, tasks, family.base)
+    model = training.model
+    outputs: list[Any] = [TensorBoardOutputFormat(str(folder.path))]
+    if not quiet:
+        outputs.append(HumanOutputFormat(sys.stdout))
+    model.set_logger(Logger(str(folder.path), outputs))
+    try:
+        if state is not None:
+            training.load_state_dict(state)
+        training.vector.seed(config.seed * 1_000_003 + model.num_timesteps)
+        record = Record(training, folder, judge_on(held_out_tasks(family), family.base, config, folder))
+        if config.steps > model.num_timesteps:
+            model.learn(
+                config.steps - model.num_timesteps,
+                callback=record,
+                log_interval=10**9,  # type: ignore[call-arg]
+                reset_num_timesteps=False,
+            )
+        record.init_callback(model)
+        record.log(model.num_timesteps)
+        record.save()
+        if config.evaluate_seeds:
+            record.evaluate()
+    finally:
+        training.vector.close()
+        model.logger.close()
+    return folder / POLICY
+
+
+HARMLESS = ("steps", "out", "teachers_root", "evaluate_", "log_every", "checkpoint_every")
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    config, given = _read(argv, "train-digits")
+    if config.reward not in REWARDS:
+        raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
+    torch.set_num_threads(1)
+    if given.resume is None:
+        folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
+        folder.write_text(CONFIG, to_yaml(config))
+        state = None
+    else:
+        folder = RunFolder.existing(given.resume)
+        before, _ = _read([], str(folder / CONFIG))
+        config, _ = _read(argv, str(folder / CONFIG))
+        for key, (old, new) in differences(before, config).items():
+            if not key.startswith(HARMLESS):
+                raise ConfigError(f"{key} was {old!r} in {folder.path} and is {new!r} now; start a new training.")
+        state = checkpoint.load_newest(folder / CHECKPOINTS)[0] if (folder / CHECKPOINTS).is_dir() else None
+    with folder.claimed():
+        print(f"policy: {train(config, folder, state, given.quiet)}")
+
+
+def _read(argv: Sequence[str] | None, default_config: str) -> tuple[TrainConfig, Any]:
+    return parse_command_line(
+        TrainConfig,
+        argv,
+        prog="python -m agents.train",
+        description="Train a policy on a family of tasks.",
+        extra=(("resume", "folder of a training to go on with", None), ("quiet", "print no curves", False)),
+        default_config=default_config,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    try:
+        run(argv)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume and the folder of the training", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Train the digits teachers of the family of tasks that policies learn on: strong, weak and one-sided ones.
+
+    python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
+
+Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks.make_digits`. Each teacher is a
+`convnet`; `configs/family.yaml` knows them by file name and builds them with the arguments below.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.make_digits import split
+from ssdkd.data import LabelledImages, dataset_spec
+from ssdkd.devices import autocast_for
+from ssdkd.evaluation import accuracy, predictions
+from ssdkd.models import create_model, save_weights
+from ssdkd.teacher import TeacherTraining, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One teacher: its network, and the images it is shown."""
+
+    widths: tuple[int, ...]
+    depth: int = 1
+    batch_norm: bool = True
+    images: int | None = None  # none: all 1,437
+    skew: float = 1.0  # images of class c in proportion to skew^c
+    epochs: int = 40
+
+
+TEACHERS: dict[str, Recipe] = {
+    "wide": Recipe((48, 96, 128)),
+    "narrow": Recipe((24, 48, 64)),
+    "deep": Recipe((32, 48, 64), depth=2),
+    "plain": Recipe((48, 96, 128), batch_norm=False),
+    "plain_narrow": Recipe((24, 48, 64), batch_norm=False),
+    "weak": Recipe((32, 64, 96), images=100),
+    "plain_weak": Recipe((32, 64, 96), batch_norm=False, images=150),
+    "skewed": Recipe((32, 64, 96), skew=0.65),
+    # held out: for judging policies, not for training them
+    "other": Recipe((40, 80, 112), depth=2),
+    "other_plain": Recipe((40, 80, 112), batch_norm=False, images=400),
+    "other_skewed": Recipe((40, 80, 112), skew=1.5),
+}
+
+
+def chosen(labels: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
+    """Rows of the images that a teacher is shown."""
+    random = np.random.default_rng(seed)
+    share = recipe.skew ** np.arange(10)
+    share = share / share.max()
+    rows = np.concatenate(
+        [
+            random.permutation(np.flatnonzero(labels == c))[: max(4, round(share[c] * (labels == c).sum()))]
+            for c in range(10)
+        ]
+    )
+    return random.permutation(rows)[: recipe.images]
+
+
+def make(name: str, out: str) -> str:
+    recipe, seed = TEACHERS[name], list(TEACHERS).index(name)
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    spec = dataset_spec("digits")
+    train_images, test_images, train_labels, test_labels = split()
+
+    def as_set(x: np.ndarray, y: np.ndarray) -> LabelledImages:
+        return LabelledImages(torch.from_numpy(x)[:, None], torch.from_numpy(y).long(), spec)
+
+    rows = chosen(train_labels, recipe, seed)
+    arguments: dict[str, Any] = {"widths": list(recipe.widths), "depth": recipe.depth, "batch_norm": recipe.batch_norm}
+    teacher = create_model("convnet", arguments, num_classes=10, in_channels=1, image_size=8)
+    rate = 0.1 if recipe.batch_norm else 0.03
+    epochs = recipe.epochs * (1 if len(rows) > 500 else 3)
+    options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=1, seed=seed)
+    train(teacher, as_set(train_images[rows], train_labels[rows]), options, torch.device("cpu"))
+    test = as_set(test_images, test_labels)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    named = predictions(teacher, test.images, mean, std, autocast_for("float32", torch.device("cpu"), 0))
+    save_weights(teacher, Path(out) / f"{name}.safetensors")
+    return f"{name}: {len(rows)} images, {accuracy(named, test.labels):.2f} % of {len(test.labels)} test digits"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the digits teachers of configs/family.yaml.")
+    parser.add_argument("--out", required=True, help="folder for the weights")
+    parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
+    given = parser.parse_args()
+    Path(given.out).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

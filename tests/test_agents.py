@@ -1,0 +1,476 @@
+"""Promises of the agents: policies as files that cannot run code, training that goes on where it stopped, families."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from stable_baselines3 import PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_env import TINY
+
+from agents import choose_policy, evaluate, train
+from agents.adapt import AdaptivePolicy
+from agents.evaluate import area_under, interquartile_mean
+from agents.learning import NEUTRAL, Spaces, build_learner
+from agents.policies import Description, LearnedPolicy, load_policy, policy_of
+from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
+from envs.spaces import ENTRIES
+from ssdkd import checkpoint, run
+from ssdkd.coefficients import RANGES
+from ssdkd.errors import CheckpointError, ConfigError
+from ssdkd.files import read_safetensors, write_safetensors
+
+NAMES = [entry.name for entry in ENTRIES]
+ACTIONS = [r.name for r in RANGES]
+
+
+def some_policy(algorithm: str = "ppo", **fields: Any) -> LearnedPolicy:
+    """An untrained policy, with normalisation that is not the identity."""
+    described = Description(algorithm, [8, 8], "tanh", **fields)
+    size = len(described.observations)
+    model = build_learner(algorithm, Spaces(size, len(described.actions)), [8, 8], "tanh", {}, 0)
+    random = np.random.default_rng(0)
+    return policy_of(model, described, random.normal(size=size), random.uniform(0.5, 2.0, size))
+
+
+def some_observations(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(1).uniform(0, 1, (count, len(ENTRIES))).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Policies as files
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "sac", "td3"])
+def test_a_policy_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
+    policy = some_policy(algorithm, training={"steps": 12}, reward_scale=2.0)
+    policy.save(tmp_path / "p.safetensors")
+    again = load_policy(tmp_path / "p.safetensors")
+    observations = some_observations()
+    actions, _ = again.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, policy.predict(observations, deterministic=True)[0])
+    assert actions.shape == (3, len(RANGES))
+    assert np.abs(actions).max() <= 1
+    one, _ = again.predict(observations[0], deterministic=True)
+    np.testing.assert_allclose(one, actions[0], atol=1e-6)
+    value, single = again.value(observations), again.value(observations[0])
+    assert value is not None
+    assert single is not None
+    assert value.shape == (3,)
+    assert single.shape == ()
+    assert again.description == policy.description
+    assert again.fingerprint() == policy.fingerprint()
+    assert {"value", "spread"} >= set(again.diagnostics(observations[0])) >= {"value"}
+
+
+def test_without_determinism_actions_are_drawn() -> None:
+    policy, observation = some_policy(), some_observations(1)[0]
+    drawn = [policy.predict(observation)[0] for _ in range(2)]
+    assert not np.array_equal(*drawn)
+
+
+def test_a_policy_may_read_some_entries_and_set_some_coefficients(tmp_path: Path) -> None:
+    policy = some_policy(observations=["probe_kl", "progress"], actions=["effort", "alpha"])
+    policy.save(tmp_path / "p.safetensors")
+    again = load_policy(tmp_path / "p.safetensors")
+    observations = some_observations(2)
+    observations[1] = observations[0]
+    unread = [i for i, name in enumerate(NAMES) if name not in ("probe_kl", "progress")]
+    observations[1, unread] = 0.123
+    actions, _ = again.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions[0], actions[1])
+    unset = [i for i, name in enumerate(ACTIONS) if name not in ("effort", "alpha")]
+    np.testing.assert_array_equal(actions[0, unset], NEUTRAL[unset])
+    expected, _ = again.network.predict(again.seen(observations[0]), deterministic=True)
+    np.testing.assert_allclose(actions[0, [ACTIONS.index("effort"), ACTIONS.index("alpha")]], expected, atol=1e-6)
+
+
+def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
+    """The same file with another description or other tensors, properly sealed, as a forger would."""
+    held, metadata = read_safetensors(path, "policy", sealed=True)
+    described = {**json.loads(metadata["ssdkd.policy"]), **changes}
+    described = {key: value for key, value in described.items() if value is not ...}
+    held = {name: value for name, value in {**held, **(tensors or {})}.items() if value is not None}
+    forged = path.with_name("forged.safetensors")
+    write_safetensors(forged, held, {"ssdkd.policy": json.dumps(described)}, seal=True)
+    return forged
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "word"),
+    [
+        ({"format": "9"}, None, "format"),
+        ({"training": ...}, None, "training"),
+        ({"surprise": 1}, None, "surprise"),
+        ({"net_arch": [1024] * 6}, None, "more weights than the file"),
+        ({"net_arch": [10**9]}, None, "net_arch"),
+        ({"net_arch": [8, -1]}, None, "net_arch"),
+        ({"net_arch": [8] * 99}, None, "net_arch"),
+        ({"net_arch": "wide"}, None, "net_arch"),
+        ({"net_arch": {"pi": [8, 8], "os": [8, 8]}}, None, "net_arch"),
+        ({"net_arch": [8, 9]}, None, "expected"),
+        ({"activation": "eval"}, None, "activation"),
+        ({"algorithm": "os:system"}, None, "import"),
+        ({"algorithm": 3}, None, "algorithm"),
+        ({"observations": [*NAMES[:-1], "yesterdays_entry"]}, None, "yesterdays_entry"),
+        ({"observations": [*NAMES[:-1], NAMES[0]]}, None, "named twice"),
+        ({"observations": NAMES[:-1]}, None, "normalise.mean"),
+        ({"observations": 7}, None, "names"),
+        ({"actions": ["alpha", "courage"]}, None, "courage"),
+        ({"actions": ["alpha"]}, None, "expected"),
+        ({"reward": "fame"}, None, "reward"),
+        ({"reward_scale": 0}, None, "reward_scale"),
+        ({"arguments": []}, None, "arguments"),
+        ({}, {"normalise.var": torch.full((len(NAMES),), -1.0)}, "negative"),
+        ({}, {"normalise.mean": torch.full((len(NAMES),), math.nan)}, "normalise.mean"),
+        ({}, {"normalise.mean": None}, "normalise.mean"),
+        ({}, {"policy.action_net.bias": torch.full((len(RANGES),), math.inf)}, "NaN or infinity"),
+        ({}, {"policy.action_net.bias": torch.zeros(len(RANGES), dtype=torch.float64), "x": None}, "expected"),
+        ({}, {"policy.action_net.bias": None}, "lacks"),
+        ({}, {"policy.more": torch.zeros(1)}, "policy.more"),
+    ],
+)
+def test_a_forged_policy_is_refused_in_one_sentence(
+    changes: dict[str, Any], tensors: dict[str, Any] | None, word: str, tmp_path: Path
+) -> None:
+    some_policy().save(tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match=word) as refused:
+        load_policy(rewritten(tmp_path / "p.safetensors", changes, tensors))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_files_that_are_no_policy_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    some_policy().save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[:-1], whole[:-4] + b"abcd", b"\x80\x04."):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            load_policy(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_policy(tmp_path / "nowhere.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        some_policy().save(tmp_path / "p.pth")
+
+
+def test_a_zip_of_stable_baselines_needs_trust(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", Spaces(len(ENTRIES), len(RANGES)), policy_kwargs={"net_arch": [8]}, device="cpu")
+    model.save(tmp_path / "foreign.zip")
+    with pytest.raises(CheckpointError, match="--trust"):
+        load_policy(tmp_path / "foreign.zip")
+    trusted = load_policy(tmp_path / "foreign.zip", trust=True)
+    observations = some_observations()
+    expected, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(trusted.predict(observations, deterministic=True)[0], expected, atol=1e-6)
+    trusted.save(tmp_path / "own.safetensors")
+    own = load_policy(tmp_path / "own.safetensors")
+    np.testing.assert_allclose(own.predict(observations, deterministic=True)[0], expected, atol=1e-6)
+
+
+def test_fixed_policies_take_neither_file_nor_lessons(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="policy_file"):
+        choose_policy("ssdkd", 0, "p.safetensors")
+    with pytest.raises(ConfigError, match="adapt"):
+        choose_policy("uniform", 0, None, True)
+
+
+# ----------------------------------------------------------------------------------------------------
+# In the command
+# ----------------------------------------------------------------------------------------------------
+
+
+def settings(tmp_path: Path, **more: Any) -> str:
+    """TINY as a file for the command, quick and quiet."""
+    quiet = {"tracking": {"evaluate_every": 0, "tensorboard": False, "report": False}, "checkpoint": {"rounds": 7}}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **quiet, "out": str(tmp_path / "runs"), **more}))
+    return str(path)
+
+
+def only_run(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def test_the_command_runs_a_learned_policy(tmp_path: Path) -> None:
+    some_policy().save(tmp_path / "p.safetensors")
+    arguments = ["--config", settings(tmp_path), "--policy", "learned", "--quiet"]
+    assert run.main([*arguments, "--policy-file", str(tmp_path / "p.safetensors")]) == 0
+    summary = json.loads((only_run(tmp_path) / "summary.json").read_text())
+    assert (summary["policy"], summary["rounds"] > 1) == ("learned", True)
+
+
+def test_a_policy_that_cannot_be_had_is_noticed_before_a_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--config",
+        settings(tmp_path),
+        "--policy",
+        "learned",
+        "--policy-file",
+        str(tmp_path / "no.safetensors"),
+    ]
+    assert run.main(arguments) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_a_run_that_adapts_learns_and_resumes_exactly(algorithm: str, tmp_path: Path) -> None:
+    """Cut at round 10, it ends with the same student, and the same policy and optimisers, as without the cut."""
+    some_policy(algorithm, arguments={} if algorithm == "ppo" else {"batch_size": 8}).save(tmp_path / "p.safetensors")
+    config = settings(tmp_path, rounds=24, checkpoint={"rounds": 10, "minutes": 0.0, "keep": 9})
+    flags = ["--policy", "learned", "--adapt", "--policy-file", str(tmp_path / "p.safetensors"), "--quiet"]
+    assert run.main(["--config", config, *flags]) == 0
+    whole = only_run(tmp_path)
+    newest = sorted((whole / "checkpoints").iterdir())[-1]
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in ("summary.json", "student.safetensors"):
+        (cut / name).unlink()
+    for later in (cut / "checkpoints").iterdir():
+        if later.name != "round-00000010.safetensors":
+            later.unlink()
+    assert run.main(["--resume", str(cut), "--quiet"]) == 0
+    assert (cut / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    one, other = (checkpoint.load(folder / "checkpoints" / newest.name)["policy"] for folder in (whole, cut))
+    assert_same(one, other)
+    assert one["learner"]["updates"] > 0
+    began = load_policy(tmp_path / "p.safetensors").network.state_dict()
+    learned = one["learner"]["parameters"]["policy"]
+    assert any(not torch.equal(began[name], learned[name]) for name in began)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Two trees of plain data, equal to the last bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert one == other
+
+
+def test_another_policy_file_cannot_take_over_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("a", "b")):
+        some_policy(training={"seed": seed}).save(tmp_path / f"{name}.safetensors")
+    first, second = (load_policy(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    first.load_state_dict(first.state_dict())
+    for began, policy in ((first, second), (AdaptivePolicy(first), AdaptivePolicy(second))):
+        with pytest.raises(CheckpointError, match="not the one"):
+            policy.load_state_dict(began.state_dict())
+
+
+def test_learning_on_needs_no_real_images() -> None:
+    assert AdaptivePolicy(some_policy(reward="validation")).reward == "area"
+    assert AdaptivePolicy(some_policy(reward="probe")).reward == "probe"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Families of tasks
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_axes_span_the_tasks() -> None:
+    axes = {
+        "student": [{"student": {"arguments": {"widths": [4, 8, 8]}}}, {"student": {"name": "convnet_small"}}],
+        "budget": [{"rounds": 2}, {"rounds": 3}, {"rounds": 4}],
+    }
+    family = TasksConfig(base="digits", common={"threads": 1}, tasks=[{"rounds": 9}], axes=axes)
+    tasks = training_tasks(family)
+    assert len(tasks) == 1 + 2 * 3
+    assert sorted(task["rounds"] for task in tasks) == [2, 2, 3, 3, 4, 4, 9]
+    assert all(task["threads"] == 1 for task in tasks)
+    assert held_out_tasks(family) == tasks, "without held-out tasks, the training tasks"
+    assert len({name_of(task) for task in tasks}) == len(tasks)
+
+
+def test_a_models_arguments_are_replaced_as_a_whole() -> None:
+    below = {"teacher": {"name": "convnet", "arguments": {"widths": [4], "depth": 2}}}
+    over = {"teacher": {"arguments": {"widths": [8]}}}
+    assert merged(below, over) == {"teacher": {"name": "convnet", "arguments": {"widths": [8]}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"tasks": [{"rouns": 1}]}, "rouns"),
+        ({"axes": {"budget": {"rounds": 3}}}, "axes.budget"),
+        ({"tasks": [{"teacher": {"checkpoint": "nobody.safetensors"}}]}, "make_family"),
+        ({"base": "no_such_config"}, "no_such_config"),
+    ],
+)
+def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        training_tasks(TasksConfig(**fields))
+
+
+def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
+    from benchmarks.make_family import TEACHERS
+
+    for name in TEACHERS:
+        (tmp_path / f"{name}.safetensors").touch()
+    family = family_from("family", str(tmp_path))
+    tasks, held_out = training_tasks(family), held_out_tasks(family)
+    assert len(tasks) == 81
+    seen = {task.get("teacher", {}).get("checkpoint") for task in tasks}
+    judged = {task["teacher"]["checkpoint"] for task in held_out}
+    assert not seen & judged, "a held-out teacher must not be trained on"
+    assert len(seen | judged) == len(TEACHERS) + 1
+    recipes = {str((tmp_path / f"{name}.safetensors").resolve()): recipe for name, recipe in TEACHERS.items()}
+    for task in [*tasks, *held_out]:
+        if "teacher" in task:
+            recipe, arguments = recipes[task["teacher"]["checkpoint"]], task["teacher"]["arguments"]
+            assert tuple(arguments["widths"]) == recipe.widths
+            assert arguments.get("batch_norm", True) == recipe.batch_norm
+            assert arguments.get("depth", 1) == recipe.depth
+
+
+# ----------------------------------------------------------------------------------------------------
+# Training and evaluation
+# ----------------------------------------------------------------------------------------------------
+
+
+def tiny_family(tmp_path: Path) -> str:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 4}))
+    family = {"base": str(tmp_path / "base.yaml"), "tasks": [{}, {"rounds": 3}], "held_out": [{"rounds": 5}]}
+    path = tmp_path / "tiny-family.yaml"
+    path.write_text(yaml.safe_dump(family))
+    return str(path)
+
+
+ARGUMENTS = {
+    "ppo": "{n_steps: 8, batch_size: 16, n_epochs: 2, gamma: 1.0}",
+    "a2c": "{n_steps: 8, gamma: 1.0}",
+    "sac": "{learning_starts: 4, batch_size: 8, buffer_size: 100}",
+    "td3": "{learning_starts: 4, batch_size: 8, buffer_size: 100}",
+    "stable_baselines3:PPO": "{n_steps: 8, batch_size: 16, n_epochs: 2}",
+}
+
+
+def train_flags(tmp_path: Path, algorithm: str, *more: str) -> list[str]:
+    config = tmp_path / "train.yaml"
+    config.write_text(f"algorithm: {algorithm}\narguments: {ARGUMENTS[algorithm]}\nnet_arch: [8]\n")
+    flags = ["--family", tiny_family(tmp_path), "--out", str(tmp_path / "runs"), "--environments", "2", "--quiet"]
+    return ["--config", str(config), *flags, "--processes", "false", "--checkpoint-every", "16", *more]
+
+
+@pytest.mark.parametrize("algorithm", ARGUMENTS)
+def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_path: Path) -> None:
+    evaluation = ["--evaluate-seeds", "1" if algorithm == "ppo" else "0"]
+    flags = train_flags(tmp_path, algorithm, "--steps", "32", "--log-every", "8", *evaluation)
+    assert train.main(flags) == 0
+    folder = only_run(tmp_path)
+    policy = load_policy(folder / "policy.safetensors", trust=":" in algorithm)
+    assert policy.description.training["steps"] >= 32
+    assert not np.allclose(policy.mean, 0), "observations were normalised by their statistics"
+    curves = EventAccumulator(str(folder)).Reload().Tags()
+    assert {"episodes/return", "episodes/rounds", "coefficients_mean/alpha"} <= set(curves["scalars"])
+    assert {f"coefficients/{name}" for name in ACTIONS} <= set(curves["histograms"])
+    if algorithm == "ppo":
+        assert {f"evaluation_accuracy/{name}" for name in ("learned", "ssdkd", "uniform")} <= set(curves["scalars"])
+        judged = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])
+        assert set(judged) == {"learned", "uniform", "random", "ssdkd"}
+    if ":" in algorithm:
+        with pytest.raises(CheckpointError, match="import"):
+            load_policy(folder / "policy.safetensors")
+
+
+def test_a_policy_is_trained_on_the_entries_and_coefficients_that_are_named(tmp_path: Path) -> None:
+    named = ["--observe", "[progress, probe_kl]", "--act", "[effort]", "--evaluate-seeds", "0", "--steps", "16"]
+    assert train.main(train_flags(tmp_path, "ppo", *named)) == 0
+    policy = load_policy(only_run(tmp_path) / "policy.safetensors")
+    assert policy.description.observations == ["progress", "probe_kl"]
+    assert policy.description.actions == ["effort"]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_training_goes_on_with_all_that_it_had(algorithm: str, tmp_path: Path) -> None:
+    flags = train_flags(tmp_path, algorithm, "--evaluate-seeds", "0")
+    assert train.main([*flags, "--steps", "32"]) == 0
+    folder = only_run(tmp_path)
+    state, path, _ = checkpoint.load_newest(folder / "checkpoints")
+    assert state["learner"]["timesteps"] == 32
+    config, _ = train._read([], str(folder / "config.yaml"))
+    family = family_from(config.family)
+    again = train.Training(config, training_tasks(family), family.base)
+    again.load_state_dict(checkpoint.load(path))
+    assert_same(checkpoint_form(again.state_dict(), tmp_path), state)
+    again.vector.close()
+    assert train.main(["--resume", str(folder), "--steps", "48", "--quiet"]) == 0
+    after, _, _ = checkpoint.load_newest(folder / "checkpoints")
+    assert after["learner"]["timesteps"] == 48
+    assert after["learner"]["updates"] > state["learner"]["updates"]
+    assert after["scales"]["observation"]["count"] > state["scales"]["observation"]["count"]
+
+
+def checkpoint_form(state: Any, tmp_path: Path) -> Any:
+    """A state as it comes back from a file."""
+    return checkpoint.load(checkpoint.save(tmp_path / "form", state, 0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--algorithm", "dreamer"], "dreamer"),
+        (["--algorithm", "no_such_package:Agent"], "no_such_package"),
+        (["--algorithm", "pathlib:Path"], "not a Stable-Baselines3"),
+        (["--arguments", "{n_stps: 3}"], "n_stps"),
+        (["--observe", "[progress, wisdom]"], "wisdom"),
+        (["--act", "[alpha, alpha]"], "twice"),
+        (["--reward", "fame"], "reward"),
+        (["--family", "no_family"], "no_family"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_in_one_sentence(
+    flags: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]) == 2
+    told = capsys.readouterr().err
+    assert word in told
+    assert told.count("\n") == 1
+
+
+def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some_policy().save(tmp_path / "p.safetensors")
+    flags = ["--config", tiny_family(tmp_path), "--seeds", "2", "--policy", str(tmp_path / "p.safetensors")]
+    assert evaluate.main([*flags, "--out", str(tmp_path / "episodes.jsonl"), "--policies", "[uniform, ssdkd]"]) == 0
+    episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert len(episodes) == 3 * 2
+    assert {e["task"] for e in episodes} == {"rounds=5"}
+    assert all(0.8 < e["spent"] < 1.2 for e in episodes)
+    assert all(0 <= e["accuracy_area"] <= 100 for e in episodes)
+    assert "accuracy_area" in capsys.readouterr().out
+    again = evaluate.play("uniform", *base_and_task(tmp_path), seed=1000)
+    assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
+
+
+def base_and_task(tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    family = family_from(str(tmp_path / "tiny-family.yaml"))
+    return family.base, held_out_tasks(family)[0]
+
+
+def test_means_and_areas() -> None:
+    assert area_under([0.0, 0.5, 1.0], [0.0, 1.0, 1.0]) == pytest.approx(0.75)
+    assert area_under([0.0, 0.5], [0.0, 1.0]) == pytest.approx(0.75), "after the last point the curve is level"
+    assert interquartile_mean([1, 2, 3, 1000]) == pytest.approx(2.5)
+    assert interquartile_mean([5.0]) == 5.0
+    assert interquartile_mean([0, 1, 2, 3, 100]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
