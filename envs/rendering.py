@@ -17,7 +17,7 @@ HEIGHT, LEFT, RIGHT = 600, 560, 400  # the size never changes, so that frames ma
 def as_picture(engine: Engine, memory: Memory) -> np.ndarray:
     """The episode now, for `render_mode="rgb_array"`: -> (600, 960, 3) uint8."""
     frame = np.full((HEIGHT, LEFT + RIGHT, 3), 255, dtype=np.uint8)
-    grid = _fitted(replay_grid(engine.buffer, engine.spec.num_classes, classes=10), HEIGHT, LEFT)
+    grid = _fitted(replay_grid(engine.buffer, engine.spec.num_classes, classes=10, tile=44), HEIGHT, LEFT)
     frame[: grid.shape[0], : grid.shape[1]] = grid
     panels = [class_chart(engine), difficulty_chart(engine), coefficient_chart(memory)]
     frame[:, LEFT:] = to_pixels(panels, columns=1, width=RIGHT, height=HEIGHT // len(panels))

@@ -14,9 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto import event_pb2
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar_metadata
@@ -65,9 +63,9 @@ class EventWriter:
 
     def add(self, point: Point, step: int) -> None:
         """Write curves, histograms and pictures of a step."""
-        values = [self._value(tag, _scalar(value), scalar_metadata) for tag, value in point.scalars.items()]
-        values += [self._value(tag, _histogram(data), histogram_metadata) for tag, data in point.histograms.items()]
-        values += [self._value(tag, _image(pixels), image_metadata) for tag, pixels in point.images.items()]
+        values = [self._value(tag, scalar_metadata, simple_value=float(v)) for tag, v in point.scalars.items()]
+        values += [self._value(tag, histogram_metadata, histo=_histogram(v)) for tag, v in point.histograms.items()]
+        values += [self._value(tag, image_metadata, image=_image(v)) for tag, v in point.images.items()]
         if values:
             self.write(values, step)
 
@@ -151,12 +149,12 @@ class EventWriter:
                 self._stream.close()
             self._stream = None
 
-    def _value(self, tag: str, tensor: TensorProto, plugin: Any) -> Summary.Value:
+    def _value(self, tag: str, plugin: Any, **content: Any) -> Summary.Value:
         if tag in self._seen:  # TensorBoard keeps what it was first told of a tag
-            return Summary.Value(tag=tag, tensor=tensor)
+            return Summary.Value(tag=tag, **content)
         self._seen.add(tag)
         about = plugin.create_summary_metadata(display_name=None, description=self._descriptions.get(tag, ""))
-        return Summary.Value(tag=tag, tensor=tensor, metadata=about)
+        return Summary.Value(tag=tag, metadata=about, **content)
 
     def _opened(self) -> BinaryIO:
         if self._stream is None:
@@ -192,23 +190,27 @@ def _append(stream: BinaryIO, event: event_pb2.Event) -> None:
     stream.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
 
 
-def _scalar(value: float) -> TensorProto:
-    return TensorProto(dtype=DT_FLOAT, float_val=[float(value)])
-
-
-def _histogram(data: np.ndarray) -> TensorProto:
-    """Rows of left edge, right edge, count; values that are not finite are left out."""
+def _histogram(data: np.ndarray) -> HistogramProto:
+    """Values that are not finite are left out."""
     values = np.asarray(data, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if len(values) == 0:
-        return tensor_util.make_tensor_proto(np.zeros((0, 3)))
+        return HistogramProto()
     counts, edges = np.histogram(values, bins=BUCKETS)
-    return tensor_util.make_tensor_proto(np.stack([edges[:-1], edges[1:], counts], axis=1))
+    return HistogramProto(
+        min=values.min(),
+        max=values.max(),
+        num=len(values),
+        sum=values.sum(),
+        sum_squares=values.dot(values),
+        bucket_limit=edges[1:].tolist(),
+        bucket=counts.tolist(),
+    )
 
 
-def _image(pixels: np.ndarray) -> TensorProto:
+def _image(pixels: np.ndarray) -> Summary.Image:
     height, width = pixels.shape[:2]
-    return tensor_util.make_tensor_proto([str(width).encode(), str(height).encode(), to_png(pixels)])
+    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(pixels))
 
 
 def to_png(pixels: np.ndarray) -> bytes:

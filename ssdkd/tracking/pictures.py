@@ -33,19 +33,19 @@ def buffer_grid(samples: Samples, num_classes: int, per_class: int = 10, classes
 
 
 def replay_grid(
-    buffer: ReplayBuffer, num_classes: int, per_class: int = 10, classes: int = 20, blocks: int = 1
+    buffer: ReplayBuffer, num_classes: int, per_class: int = 10, classes: int = 20, blocks: int = 1, tile: int = 36
 ) -> np.ndarray:
     """Images of each class from the most to the least replayed, the count under each: -> (H, W, 3) uint8.
 
     The frame of a tile grows from pale to dark with the count. At most `classes` classes, a row each, in `blocks`
-    side by side; an empty class leaves a gap.
+    side by side; an empty class leaves a gap. Small images are enlarged to about `tile` pixels.
     """
     held = buffer.filled()
     named, visits = held.classes.cpu().numpy(), buffer.visits[: buffer.size].cpu().numpy()
     classes = min(num_classes, classes)
     rows = -(-classes // blocks)
     height, width = held.images.shape[1:3]
-    scale = max(1, round(44 / max(height, width)))
+    scale = max(1, round(tile / max(height, width)))
     tile_h, tile_w, left, gap = height * scale, max(width * scale, 34), 36, 7
     step_y, step_x = tile_h + gap + 13, tile_w + gap
     across = left + per_class * step_x + gap

@@ -293,3 +293,24 @@ def scalars(moment: Moment, wanted: Callable[[Tag], bool] = lambda tag: True) ->
             if value is not None:
                 values[tag.name] = value
     return values
+
+
+def tables() -> str:
+    """The plan as the documentation shows it: a table for each group, in Markdown."""
+    parts = []
+    for group, about in GROUPS.items():
+        parts += [
+            f"### {group}/: {about}",
+            "",
+            "| tag | kind | unit | meaning | from |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for tag in TAGS:
+            if group_of(tag) == group:
+                parts.append(f"| `{tag.name}` | {tag.kind} | {tag.unit} | {tag.meaning} | {tag.source} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(tables())

@@ -24,6 +24,8 @@ from ssdkd.tracking.pictures import replay_grid
 from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, Tag, description, scalars
 from ssdkd.tracking.whatif import what_if
 
+PICTURES_EVERY = 50  # rounds, unless that would take more than this share of the work:
+MOST_SHARE = 0.005
 FOREMOST = ("dataset", "policy", "rounds", "seed", "student.name")
 NOT_SETTINGS = ("tracking.", "checkpoint.", "out", "data_root", "threads", "device")
 
@@ -84,7 +86,7 @@ class Tracker:
         if self.settings.report:
             try:
                 if self.settings.images:
-                    grid = replay_grid(self.engine.buffer, self.engine.spec.num_classes)
+                    grid = replay_grid(self.engine.buffer, self.engine.spec.num_classes, tile=52)
                     atomic_write_bytes(self.folder / REPLAYS, to_png(grid))
                 write_report([self.folder.path], self.folder / REPORT)
             except Exception as error:  # see update
@@ -114,13 +116,19 @@ class Tracker:
             line, before, since=self._since_last(), memory=_memory(self.engine.device), policy=self._asked(observation)
         )
         values = scalars(moment, lambda tag: not tag.name.startswith(FINAL))
-        interval = self.settings.pictures_every
-        if step == 1 or self.engine.finished or (step >= interval and step % interval < self.settings.every):
+        if step == 1 or self.engine.finished or self._pictures_are_due(step):
             shown = pictures(self.engine, line) if self.settings.images else {}
             self.writer.add(Point(values, histograms(self.engine, line), shown), step)
         else:
             self.writer.add(Point(values), step)
         self._begun = True
+
+    def _pictures_are_due(self, step: int) -> bool:
+        interval = self.settings.pictures_every
+        if interval == 0 and self.seconds > MOST_SHARE * self.engine.seconds:
+            return False
+        interval = interval or PICTURES_EVERY
+        return step >= interval and step % interval < self.settings.every
 
     def _moment(self, line: Mapping[str, float], before: Mapping[str, float], **more: Any) -> Moment:
         learning = self.config.distillation
