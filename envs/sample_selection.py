@@ -21,6 +21,9 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
 
+_WARMED_BY = ("teacher", "dataset", "data_root", "image", "inversion", "buffer", "probe", "seed", "device", "precision")
+_WARMED = ("inverter", "buffer", "probe", "probe_logits", "synthesized", "seconds", "phase_seconds")
+
 
 class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """Steer a data-free distillation, round by round.
@@ -124,8 +127,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `tasks`: mappings laid over `config`, of whatever it holds (teacher, student, rounds, ...); each episode draws
       one of them
     - `reward`: "probe", "area" or "validation"
-    - `warm_starts`: 0: every episode warms up a generator of its own. K: every task has K starting states, each
-      warmed up once and then copied; the rounds that follow are still random. Saves up to half of a short episode
+    - `warm_starts`: 0: every episode warms up a generator of its own. K: every teacher has K warm-ups, each done
+      once and then copied, for all students and budgets; students start from K initial weights, and the rounds
+      that follow are still random. Saves up to half of a short episode
     - `engine`: an engine to drive, for one episode, instead of building one (used by the command)
     - `render_mode`: "rgb_array" or "human"
 
@@ -247,12 +251,23 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return engine
 
     def _warm_up(self, engine: Engine) -> None:
-        key = json.dumps(asdict(engine.config), sort_keys=True)
-        if key in self._warmed:
-            engine.load_state_dict(copy.deepcopy(self._warmed[key]))
-        else:
+        """Put `engine` where its warm-up ends; what it makes depends on the settings below, not on the student."""
+        config = asdict(engine.config)
+        key = json.dumps({name: config[name] for name in _WARMED_BY}, sort_keys=True)
+        if key not in self._warmed:
             engine.warm_up()
-            self._warmed[key] = copy.deepcopy(engine.state_dict())
+            state = {name: value for name, value in engine.state_dict().items() if name in _WARMED}
+            terms = {name: value.detach() for name, value in engine._term_values.items()}
+            self._warmed[key] = copy.deepcopy({**state, "newest": engine.newest, "terms": terms})
+            return
+        state = copy.deepcopy(self._warmed[key])
+        engine.inverter.load_state_dict(state["inverter"])
+        engine.buffer.load_state_dict(state["buffer"])
+        engine.probe, engine.probe_logits = state["probe"], state["probe_logits"]
+        engine.synthesized, engine.seconds = state["synthesized"], state["seconds"]
+        engine.phase_seconds |= state["phase_seconds"]
+        engine.newest, engine._term_values = state["newest"], state["terms"]
+        engine.begin()
 
     def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:
         """One round; where training leaves the finite numbers, the last round's facts with an infinite KL."""

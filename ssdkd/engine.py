@@ -224,10 +224,16 @@ class Engine:
         self.probe = self.distiller.to_inputs(probe.images.permute(0, 3, 1, 2))
         self.probe_logits = probe.logits[:, 0]
         self._take_time("warmup", start)
+        self.newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
+        return self.begin()
+
+    newest: Samples  # what the warm-up made last
+
+    def begin(self) -> Statistics:
+        """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
         nothing = Kept(torch.zeros((), device=self.device))
         silence = torch.zeros((), device=self.device)
-        newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
-        return self.measure(self._judged(newest), nothing, Replayed(silence, silence))
+        return self.measure(self._judged(self.newest), nothing, Replayed(silence, silence))
 
     def invert(self, coefficients: Coefficients) -> Candidates:
         """Make candidates for target classes that the buffer lacks, where the student errs."""

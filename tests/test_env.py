@@ -189,6 +189,17 @@ def test_warm_starts_share_no_state_between_episodes() -> None:
     assert torch.equal(images, env.engine.buffer.images)
 
 
+def test_a_warm_start_serves_another_student_as_its_own_warm_up_would() -> None:
+    tasks = [{}, {"student": {"arguments": {"widths": [4, 8, 8]}}, "rounds": 3}]
+    both, alone = tiny_env(tasks=tasks, warm_starts=1), tiny_env(tasks=tasks, warm_starts=1)
+    both.reset(seed=0, options={"task": tasks[0]})
+    seen = [env.reset(seed=1, options={"task": tasks[1]})[0] for env in (both, alone)]
+    np.testing.assert_array_equal(*seen)
+    assert len(both._warmed) == len(alone._warmed) == 1
+    seen = [env.step(np.ones(SIZE))[0] for env in (both, alone)]
+    np.testing.assert_array_equal(*seen)
+
+
 def test_a_warm_start_only_saves_time_not_randomness() -> None:
     env = tiny_env(warm_starts=1)
     finals = []
