@@ -1,0 +1,200 @@
+"""Promises of the report: one file that opens without a network, tells what happened, and compares runs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdkd import report
+from ssdkd.coefficients import RANGES
+from ssdkd.run import main as run_main
+from ssdkd.tracking.charts import Chart, Line, brief, ticks, to_pixels, to_svg
+from ssdkd.tracking.whatif import what_if
+
+SMALL = [
+    *("--rounds", "4", "--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2"),
+    *("--inversion.steps", "2", "--inversion.width", "8", "--probe.images", "16", "--buffer.capacity", "64"),
+    *("--distillation.batch", "32", "--distillation.steps", "3", "--tracking.evaluate_every", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two policies, one of them with two seeds."""
+    out = tmp_path_factory.mktemp("runs")
+    for policy, seed in (("ssdkd", 0), ("ssdkd", 1), ("uniform", 0)):
+        options = [*SMALL, "--out", str(out), "--quiet", "--policy", policy, "--seed", str(seed)]
+        assert run_main(options) == 0
+    return {re.sub(r"^digits-(.*?)-\d{8}.*", r"\1", path.name): path for path in out.iterdir()}
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+
+
+def pictures_of(page: str) -> list[Image.Image]:
+    packed = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in packed]
+
+
+def test_a_run_ends_with_its_report(runs: dict[str, Path]) -> None:
+    page = (runs["ssdkd-seed0"] / "report.html").read_text(encoding="utf-8")
+    summary = json.loads((runs["ssdkd-seed0"] / "summary.json").read_text())
+    words = text_of(page)
+    assert f"{summary['student_accuracy']:.2f} %" in words
+    assert f"of {summary['synthesized_images']:,} made" in words
+    for entry in RANGES:
+        assert f'aria-label="{entry.name}"' in page
+        assert entry.steers in page.replace("&#x27;", "'")
+    (picture,) = pictures_of(page)
+    assert np.asarray(picture).shape[2] == 3
+
+
+@pytest.mark.parametrize("names", [["ssdkd-seed0"], ["ssdkd-seed0", "ssdkd-seed1", "uniform-seed0"]])
+def test_the_page_needs_nothing_from_elsewhere(runs: dict[str, Path], tmp_path: Path, names: list[str]) -> None:
+    report.write_report([runs[name] for name in names], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "http" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]+)"', page))
+    assert 'name="viewport"' in page
+    for drawing in re.findall(r"<svg.*?</svg>", page):
+        ElementTree.fromstring(drawing)
+
+
+def test_several_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "comparison.html"
+    assert report.main([*(str(path) for path in runs.values()), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    words = text_of(page)
+    for path in runs.values():
+        accuracy = json.loads((path / "summary.json").read_text())["student_accuracy"]
+        assert path.name in words
+        assert f"{accuracy:.2f}" in words
+    two = [json.loads((runs[f"ssdkd-seed{s}"] / "summary.json").read_text())["student_accuracy"] for s in (0, 1)]
+    mean = re.search(r'<tr class="mean">.*?</tr>', page)
+    assert mean is not None
+    assert f"<td>{sum(two) / 2:.2f}</td>" in mean.group()
+    assert len(pictures_of(page)) == 2  # one of each policy
+    assert re.search(r"<td>policy</td>(<td>\w+</td>){3}", page)  # settings that differ
+
+
+def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (killed / name).write_bytes((runs["uniform-seed0"] / name).read_bytes())
+    assert report.main([str(killed)]) == 0
+    assert "not come to its end" in (killed / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_has_no_value_leaves_a_gap(runs: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "config.yaml").write_bytes((runs["ssdkd-seed0"] / "config.yaml").read_bytes())
+    lines = (runs["ssdkd-seed0"] / "metrics.jsonl").read_text().splitlines()
+    broken = json.loads(lines[2]) | {"probe_kl": None, "delta_q50": None, "progress": None}
+    (odd / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(broken)]))
+    assert report.main([str(odd)]) == 0
+    assert "nan" not in (odd / "report.html").read_text(encoding="utf-8").lower().replace("nanosec", "")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "not a run folder"),
+        (lambda folder: (folder / "config.yaml").write_text("policy: ssdkd\n"), "cannot be read"),
+        (
+            lambda folder: [(folder / n).write_text("") for n in ("config.yaml", "metrics.jsonl")],
+            "holds no round yet",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, says: str
+) -> None:
+    make(tmp_path)  # type: ignore[operator]
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert str(tmp_path) in said
+    assert said.count("\n") == 1
+
+
+def test_names_cannot_smuggle_in_markup(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "<b>run&"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("policy: '<img src=x>'\n")
+    (folder / "metrics.jsonl").write_bytes((runs["ssdkd-seed0"] / "metrics.jsonl").read_bytes())
+    page = report.report([report.read_run(folder)])
+    assert "<img src=x>" not in page
+    assert "<b>run&" not in page
+    assert "&lt;b&gt;run&amp;" in page
+
+
+# -- charts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.0, 10.0, False, [0, 2, 4, 6, 8, 10]),
+        (-0.4, 0.6, False, [-0.4, -0.2, 0, 0.2, 0.4, 0.6]),
+        (0.01, 100.0, True, [0.01, 0.1, 1, 10, 100]),
+        (0.5, 4.0, True, [0.5, 1, 2]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, log: bool, expected: list[float]) -> None:
+    assert ticks(low, high, log, 5) == pytest.approx(expected)
+
+
+def test_numbers_are_brief() -> None:
+    shown = [brief(v) for v in (0.0, 0.00012, 0.25, 12.0, 12_000.0, 3_400_000.0)]
+    assert shown == ["0", "1.2e-4", "0.25", "12", "12k", "3.4M"]
+
+
+def test_a_curve_keeps_its_gaps_and_its_place() -> None:
+    chart = Chart("t", "x", [Line("", [0, 1, 2, 3], [0.0, 1.0, float("nan"), 1.0])], y_range=(0.0, 1.0))
+    drawing = ElementTree.fromstring(to_svg(chart, 200, 100))
+    pieces = [line.attrib["points"].split(" ") for line in drawing.iter("polyline")]
+    assert [len(piece) for piece in pieces] == [2, 2]  # the last is a point, drawn as a dot
+    (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in pieces[0])
+    assert x1 > x0
+    assert y1 < y0  # larger values are higher up
+
+
+def test_both_drawings_show_the_same_curve() -> None:
+    chart = Chart("t", "x", [Line("", [0, 1], [0.0, 1.0], "#ff0000", width=3.0)])
+    pixels = to_pixels([chart, chart], columns=2, width=200, height=120)
+    assert pixels.shape == (120, 400, 3)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 80)
+    assert red[:, :200].sum() == red[:, 200:].sum() > 100
+    rows, columns = np.nonzero(red[:, :200])
+    assert np.corrcoef(rows, columns)[0, 1] < -0.95  # rising to the right
+
+
+def test_what_if_follows_the_two_functions() -> None:
+    statistics = {f"{key}_q{q}": value for key, value in (("confidence", 0.5), ("delta", 1.0)) for q in (10, 50, 90)}
+    coefficients = {"w_div": 1.0, "gamma": 2.0, "alpha": 0.5, "eta": 1.0, "beta": 1.0}
+    charts = {chart.title: chart for chart in what_if({**statistics, "progress": 0.0}, coefficients)}
+
+    def at(title: str, x: float) -> float:
+        line = next(line for line in charts[title].lines if line.label == "now")
+        return float(np.exp(np.interp(np.log(x), np.log(line.x), np.log(line.y))))
+
+    assert at("Kept: phi by class size", 2.0) == pytest.approx(0.5, rel=0.01)
+    assert at("Kept: phi by confidence", 0.75) == pytest.approx(0.25, rel=0.05)
+    assert at("Replayed: P by KL", 4.0) == pytest.approx(2.0, rel=0.01)
+    assert at("Weight in the loss by KL", 4.0) == pytest.approx(0.5, rel=0.01)
+    assert at("Replayed: P by class size", 2.0) == pytest.approx(0.5, rel=0.01)
+    neutral = next(line for line in charts["Replayed: P by KL"].lines if line.label == "neutral")
+    assert neutral.y == pytest.approx([1.0] * len(neutral.y))
