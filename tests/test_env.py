@@ -46,7 +46,7 @@ def test_gymnasiums_check_finds_nothing() -> None:
     env = gymnasium.make(ENV_ID, config=TINY, disable_env_checker=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env.unwrapped, skip_render_check=True)
+        check_env(env.unwrapped)
 
 
 def test_stable_baselines_check_finds_nothing() -> None:

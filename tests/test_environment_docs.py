@@ -1,0 +1,52 @@
+"""What docs/environment.md says of the environment is what the environment does."""
+
+import re
+from pathlib import Path
+
+import gymnasium
+import pytest
+import yaml
+
+import envs  # noqa: F401  (as the page says)
+from agents.evaluate import EvaluateConfig
+from agents.tasks import TasksConfig
+from agents.train import TrainConfig
+from envs.rewards import REWARDS
+from envs.spaces import action_table, observation_table
+from ssdkd.config import build, read_yaml
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+
+
+def test_both_tables_are_todays() -> None:
+    assert action_table() in PAGE
+    assert observation_table() in PAGE
+
+
+def test_every_reward_is_explained() -> None:
+    assert set(REWARDS) == set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) - {"reward"}
+
+
+def test_the_first_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found: dict[str, object] = {}
+    exec(example, found)
+    assert found["terminated"] is False
+    assert isinstance(found["env"], gymnasium.Env)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"configs/([\w-]+)\.yaml", PAGE))))
+def test_the_configs_named_are_valid(name: str) -> None:
+    values = read_yaml(name)
+    if "algorithm" in values[0]:
+        build(TrainConfig, [values])
+    else:
+        build(TasksConfig, [values])
+        build(EvaluateConfig, [values])
+    assert yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) == values[0]
+
+
+def test_every_flag_named_exists() -> None:
+    known = {"teachers-root", "config", "policy", "policy-file", "adapt", "observe", "act", "trust", "out"}
+    assert set(re.findall(r"--([a-z][\w-]+)", PAGE)) <= known
