@@ -33,6 +33,7 @@ class AdaptivePolicy:
     def __init__(self, learned: LearnedPolicy, seed: int = 0) -> None:
         self.description = described = learned.description
         self.began_as = learned.fingerprint()
+        seed %= 2**31  # as much as NumPy takes
         self.random = Randomness(seed)
         with self.random.in_force():
             self.model: Any = build_learner(

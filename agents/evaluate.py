@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from agents import choose_policy
+from agents import SchedulePolicy, choose_policy
 from agents.tasks import Task, TasksConfig, held_out_tasks, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import log_kl
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import option, parse_command_line
 from ssdkd.errors import ConfigError, SsdkdError
 from ssdkd.files import atomic_write_text
@@ -50,7 +52,9 @@ class Episode:
 class EvaluateConfig(TasksConfig):
     """A family's YAML, and how to judge on it."""
 
-    policies: list[str] = option(["uniform", "random", "ssdkd"], "names of fixed policies, learned, or policy files")
+    policies: list[str] = option(
+        ["uniform", "random", "ssdkd"], "fixed ones by name, learned, policy files, or coefficients as mappings"
+    )
     on: str = option("held_out", "which tasks of the family", choices=("held_out", "tasks"))
     seeds: int = option(3, "episodes of each policy on each task", low=1)
     first_seed: int = option(1000, "the seed of the first one", low=0)
@@ -95,12 +99,29 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
 
 
 def policy_by(name: str, seed: int, trust: bool = False) -> Any:
-    """A fixed policy by name, the shipped one as `learned`, any other from its file."""
+    """A fixed policy by name, the shipped one as `learned`, constants as a mapping, any other from its file."""
     if name in FIXED:
         return choose_policy(name, seed)
+    if name.lstrip().startswith("{"):
+        return schedule(name)
     from agents.policies import load_policy
 
     return load_policy(None if name == "learned" else name, trust=trust)
+
+
+def schedule(text: str) -> SchedulePolicy:
+    """Coefficients as YAML, constant or from start to end, else neutral: `{alpha: 0.6, beta: [0.4, 1.0]}`."""
+    try:
+        values = yaml.safe_load(text)
+        ends = [{k: float(v[at] if isinstance(v, list) else v) for k, v in values.items()} for at in (0, -1)]
+        start, end = (Coefficients(**values) for values in ends)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, IndexError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"policies: {text[:80]!r} are not coefficients ({first}).") from error
+    outside = next((r for r in RANGES for c in (start, end) if not r.low <= getattr(c, r.name) <= r.high), None)
+    if outside is not None:
+        raise ConfigError(f"policies: {outside.name} of {text[:80]!r} is outside {outside.low:g} .. {outside.high:g}.")
+    return SchedulePolicy(start, end)
 
 
 def area_under(at: Sequence[float], values: Sequence[float]) -> float:

@@ -120,11 +120,19 @@ def build_learner(
             policy_kwargs={"net_arch": net_arch, "activation_fn": ACTIVATIONS[activation]},
             seed=seed,
             device="cpu",
-            **arguments,
+            **{key: _number(value) for key, value in arguments.items()},
         )
     except (TypeError, ValueError, AssertionError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(f"{name} cannot be built with the arguments given: {first.rstrip('.')}.") from error
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 3e-4 for text; an algorithm means the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -210,10 +211,11 @@ def _description_in(text: str, trust: bool) -> Description:
     described = Description(**values)
     if not isinstance(described.algorithm, str) or described.activation not in ACTIVATIONS:
         _refuse("its algorithm or activation is unknown")
-    if described.algorithm not in ALGORITHMS and not trust:
+    known = described.algorithm in ALGORITHMS or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)
+    if not known and not trust:
         _refuse(
-            f"its algorithm {described.algorithm[:60]!r} would have to be imported; "
-            "allow that (--trust) if you trust the file"
+            f"its algorithm {described.algorithm[:60]!r} would have to be imported, which runs code; if you trust "
+            "the file, read it with agents.policies.load_policy(path, trust=True)"
         )
     arch = described.net_arch
     for layers in arch.values() if isinstance(arch, dict) else [arch]:
@@ -308,7 +310,7 @@ def _load_zip(path: Path, trust: bool) -> LearnedPolicy:
     if not trust:
         raise CheckpointError(
             f"policy {path} was refused and nothing in it was run: a .zip of Stable-Baselines3 is unpickled, which "
-            "runs code; if you trust where it comes from, say so (--trust), and save it anew with "
+            "runs code; if you trust where it comes from, evaluate it with --trust, or save it anew: "
             "agents.policies.load_policy(path, trust=True).save('policy.safetensors')."
         )
     try:

@@ -468,6 +468,23 @@ def base_and_task(tmp_path: Path) -> tuple[str, dict[str, Any]]:
     return family.base, held_out_tasks(family)[0]
 
 
+def test_coefficients_may_stand_for_a_policy() -> None:
+    policy = evaluate.policy_by("{alpha: 0.75, beta: [0.0, 1.0]}", seed=0)
+    late = np.zeros(len(ENTRIES), dtype=np.float32)
+    late[NAMES.index("progress")] = 1.0
+    first, last = (policy.predict(o)[0] for o in (np.zeros_like(late), late))
+    assert first[ACTIONS.index("alpha")] == pytest.approx(0.0)
+    assert (first[ACTIONS.index("beta")], last[ACTIONS.index("beta")]) == (-1.0, 1.0)
+    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}"):
+        with pytest.raises(ConfigError, match="policies"):
+            evaluate.policy_by(wrong, seed=0)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
+    model = build_learner("ppo", Spaces(2, 1), [4], "tanh", yaml.safe_load("learning_rate: 3e-4"), 0)
+    assert model.learning_rate == 3e-4
+
+
 def test_means_and_areas() -> None:
     assert area_under([0.0, 0.5, 1.0], [0.0, 1.0, 1.0]) == pytest.approx(0.75)
     assert area_under([0.0, 0.5], [0.0, 1.0]) == pytest.approx(0.75), "after the last point the curve is level"
