@@ -1,5 +1,7 @@
 """Promises of `render()`: frames of one size that show what changed, and words for a terminal."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def test_frames_have_one_size_and_follow_the_episode() -> None:
         shown.step(np.ones(len(RANGES), dtype=np.float32))
         frames.append(shown.render())
     assert {(frame.shape, frame.dtype.name) for frame in frames} == {((600, 960, 3), "uint8")}
-    assert all((before != after).mean() > 0.01 for before, after in zip(frames, frames[1:], strict=False))
+    assert all((before != after).mean() > 0.01 for before, after in itertools.pairwise(frames))
 
 
 def test_words_name_the_round_and_every_coefficient(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
+from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.util import tensor_util
 
 BUCKETS = 30
@@ -57,6 +58,7 @@ class EventWriter:
         self.active = True
         self._warn = warn
         self._after = after
+        self.continues = after > 0 and any(folder.glob("events.out.tfevents.*"))
         self._descriptions = dict(descriptions or {})
         self._seen: set[str] = set()
         self._stream: BinaryIO | None = None
@@ -68,6 +70,12 @@ class EventWriter:
         values += [self._value(tag, image_metadata, image=_image(v)) for tag, v in point.images.items()]
         if values:
             self.write(values, step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Write words for the Text page."""
+        about = text_metadata.create_summary_metadata(display_name=None, description="")
+        tensor = tensor_util.make_tensor_proto(np.array([markdown.encode()], dtype=object))
+        self.write([Summary.Value(tag=tag, tensor=tensor, metadata=about)], step)
 
     def add_layout(self, categories: Mapping[str, Sequence[Any]], step: int) -> None:
         """Write the layout of the Custom Scalars page: charts (see `lines`, `margin`) under each category."""

@@ -21,11 +21,12 @@ from ssdkd.tracking.charts import Chart, to_pixels
 from ssdkd.tracking.events import EventWriter, Point, lines, margin, to_png
 from ssdkd.tracking.folder import REPLAYS, REPORT, RunFolder
 from ssdkd.tracking.pictures import replay_grid
-from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, Tag, description, scalars
+from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, Tag, description, scalars, tables
 from ssdkd.tracking.whatif import what_if
 
 PICTURES_EVERY = 50  # rounds, unless that would take more than this share of the work:
 MOST_SHARE = 0.005
+PREFACE = "Custom Scalars lays the curves out as they are meant to be read. What each tag means:\n\n"
 FOREMOST = ("dataset", "policy", "rounds", "seed", "student.name")
 NOT_SETTINGS = ("tracking.", "checkpoint.", "out", "data_root", "threads", "device")
 
@@ -109,7 +110,8 @@ class Tracker:
     def _write(
         self, line: Mapping[str, float], before: Mapping[str, float], observation: np.ndarray, step: int
     ) -> None:
-        if not self._begun:
+        if not self._begun and not self.writer.continues:
+            self.writer.add_text("plan", PREFACE + tables(), step)
             self.writer.add_hparams(settings_of(self.config), _metrics_of_a_sweep(), step, FOREMOST)
             self.writer.add_layout(layout(self.engine), step)
         moment = self._moment(
@@ -178,7 +180,7 @@ def pictures(engine: Engine, line: Mapping[str, float]) -> dict[str, np.ndarray]
     """The images held, their classes, and the what-if panels: each (H, W, 3) uint8."""
     panels = what_if(line, line)
     return {
-        "buffer/images": replay_grid(engine.buffer, engine.spec.num_classes, blocks=2),
+        "buffer/images": replay_grid(engine.buffer, engine.spec.num_classes, per_class=7, blocks=2),
         "buffer/classes": to_pixels([class_chart(engine)], columns=1, width=400, height=200),
         "selection/what_if_kept": to_pixels(panels[0:2], columns=2, width=270, height=210),
         "selection/what_if_replayed_by_kl": to_pixels(panels[2:4], columns=2, width=270, height=210),
