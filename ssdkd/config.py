@@ -149,7 +149,7 @@ class RunConfig:
     policy: str = option("ssdkd", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
     policy_file: str | None = option(None, "a learned policy of agents.train; null: the one that ships")
     adapt: bool = option(False, "whether a learned policy goes on learning during the run")
-    rounds: int | None = option(None, "budget, in rounds of effort 1", low=1)
+    rounds: int | None = option(100, "budget, in rounds of effort 1; where minutes are given, those count", low=1)
     minutes: float | None = option(None, "budget, in minutes instead of rounds", low=0)
     seed: int = option(0, "everything random follows from it", low=0, high=2**48)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
