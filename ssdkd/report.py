@@ -118,9 +118,9 @@ def _of_one(run: Record) -> str:
     for entry in RANGES:
         formula = [formula_at(entry, p if math.isfinite(p) else 0.0) for p in progress]
         shown = [
+            _line(run.policy if run.policy != "ssdkd" else "this run", rounds, run.values(entry.name), BLUE),
             _line("neutral", rounds, [entry.neutral] * len(rounds), GREY, True),
             _line("ssdkd", rounds, formula, ORANGE, True),
-            _line(run.policy if run.policy != "ssdkd" else "this run", rounds, run.values(entry.name), BLUE),
         ]
         coefficients.append(Chart(entry.name, "round", shown, y_range=(entry.low, entry.high), caption=entry.steers))
     reward = _curve_chart("Reward of each round", "reward", curves)
@@ -191,8 +191,7 @@ def _verdict(run: Record) -> str:
     s, last = run.summary, run.last
     cards: list[tuple[str, str, str]] = []
     if s.get("student_accuracy") is not None:
-        gap = s["student_accuracy"] - s["teacher_accuracy"]
-        cards.append((f"{s['student_accuracy']:.2f} %", "student accuracy", f"teacher {gap * -1:+.2f} points"))
+        cards.append((f"{s['student_accuracy']:.2f} %", "student accuracy", f"teacher {s['teacher_accuracy']:.2f} %"))
     agreement = 100.0 * (last.get("probe_agreement") or 0.0)
     cards.append((f"{agreement:.1f} %", "named as by the teacher", f"on the probe; KL {last.get('probe_kl') or 0:.3g}"))
     if s:

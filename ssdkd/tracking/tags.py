@@ -299,15 +299,11 @@ def tables() -> str:
     """The plan as the documentation shows it: a table for each group, in Markdown."""
     parts = []
     for group, about in GROUPS.items():
-        parts += [
-            f"### {group}/: {about}",
-            "",
-            "| tag | kind | unit | meaning | from |",
-            "| --- | --- | --- | --- | --- |",
-        ]
+        parts += [f"### {group}/: {about}", "", "| tag | meaning | unit | from |", "| --- | --- | --- | --- |"]
         for tag in TAGS:
             if group_of(tag) == group:
-                parts.append(f"| `{tag.name}` | {tag.kind} | {tag.unit} | {tag.meaning} | {tag.source} |")
+                kind = "" if tag.kind == "scalar" else f"{tag.kind}: "
+                parts.append(f"| `{tag.name}` | {kind}{tag.meaning} | {tag.unit} | {tag.source} |")
         parts.append("")
     return "\n".join(parts)
 
