@@ -83,6 +83,7 @@ class InversionConfig:
         "how pixels come about: freely, or with the normalisation's statistics",
         choices=("sigmoid", "normalised"),
     )
+    textures: float = option(0.0, "share of the candidates that are random textures instead", low=0, high=1)
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)

@@ -22,6 +22,8 @@ from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer
+from ssdkd.inversion.generators import to_bytes
+from ssdkd.inversion.textures import random_textures
 from ssdkd.models import count_multiply_adds
 
 Statistics = dict[str, float]
@@ -70,7 +72,7 @@ class Engine:
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.random = {
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
-            for offset, name in enumerate(("inversion", "keep", "replay", "views"))
+            for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures"))
         }
         self.mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
@@ -132,6 +134,7 @@ class Engine:
             self.random["inversion"],
             self.autocast,
         )
+        self.textures = round(inversion.textures * inversion.images)
         self.stored_views = max(config.buffer.views, 1)
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation
@@ -157,7 +160,7 @@ class Engine:
     def round_cost(self, student_steps: int) -> float:
         """Budget units of one round with so many student steps."""
         made = self.config.inversion.images
-        invert = made * self.config.inversion.steps * self.costs.inversion
+        invert = (made - self.textures) * self.config.inversion.steps * self.costs.inversion
         label = made * (self.stored_views * self.costs.teacher + self.costs.student)
         replayed = student_steps * self.config.distillation.batch
         anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
@@ -214,7 +217,7 @@ class Engine:
         made: list[Samples] = []
         probe_batches = -(-self.config.probe.images // inversion.images)
         for step in range(inversion.warmup + probe_batches):
-            images, self._term_values = self.inverter.invert(self._targets(uniform, 0.0), None, 0.0)
+            images = self._make(self._targets(uniform, 0.0), None, 0.0)
             self.synthesized += len(images)
             if step >= inversion.warmup // 2:
                 made.append(self._label(images))
@@ -241,7 +244,7 @@ class Engine:
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
         targets = self._targets(counts, coefficients.w_div)
         self.student.eval()
-        images, self._term_values = self.inverter.invert(targets, self.student, coefficients.adversarial)
+        images = self._make(targets, self.student, coefficients.adversarial)
         candidates = self._judged(self._label(images))
         self.synthesized += len(images)
         self.spent += self.round_cost(0)
@@ -336,13 +339,25 @@ class Engine:
 
     # -- pieces of the phases -------------------------------------------------------------------------------
 
-    _term_values: dict[str, Tensor]
+    _term_values: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
     _probabilities: Tensor | None = None
     _steps: int = 0
 
     def _targets(self, counts: Tensor, w_div: float) -> Tensor:
         prior = selection.class_prior(counts, w_div)
-        return selection.draw(prior.double(), self.config.inversion.images, self.random["inversion"])
+        inverted = self.config.inversion.images - self.textures
+        return selection.draw(prior.double(), inverted, self.random["inversion"])
+
+    def _make(self, targets: Tensor, student: nn.Module | None, adversarial: float) -> Tensor:
+        """Images inverted for `targets` (B,), and textures beside them: -> (M, H, W, c) uint8."""
+        made = []
+        if len(targets):
+            images, self._term_values = self.inverter.invert(targets, student, adversarial)
+            made.append(images)
+        if self.textures:
+            shape = (self.spec.channels, self.spec.height, self.spec.width)
+            made.append(to_bytes(random_textures(self.textures, shape, self.mean, self.std, self.random["textures"])))
+        return torch.cat(made)
 
     @torch.no_grad()
     def _label(self, images: Tensor) -> Samples:

@@ -173,9 +173,9 @@ class EventWriter:
                 stamp = max(stamp, int(older[-1].name.split(".")[3]) + 1)
             self._stream = (self.folder / f"events.out.tfevents.{stamp:010d}.ssdkd").open("xb")
             _append(self._stream, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-            if older:
-                forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                _append(self._stream, event_pb2.Event(wall_time=time.time(), step=self._after + 1, session_log=forget))
+            # the second and later starts of a folder make TensorBoard forget; without a first there is no second
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            _append(self._stream, event_pb2.Event(wall_time=time.time(), step=self._after + 1, session_log=start))
         return self._stream
 
 

@@ -1,0 +1,54 @@
+"""Random textures: images made of nothing but chance and the statistics that the teacher's normalisation knows.
+
+Inverted images are where the teacher is sure; textures are where nobody looked. A student that agrees with its
+teacher on both has less room left to differ. The teacher labels them like any candidate, and the modulating
+function decides whether they are worth keeping.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUPS = 4  # textures of a call share a scale and a shape of line within a group
+
+
+def random_textures(
+    count: int, image_shape: tuple[int, int, int], mean: Tensor, std: Tensor, random: torch.Generator
+) -> Tensor:
+    """Smooth random fields, or their level lines in patches, with `mean` and `std` (1, c, 1, 1):
+    -> (count, c, H, W) in [0, 1].
+
+    A field has lines where it crosses zero; drawn with a pen, they are strokes:
+
+        field     ~~^~~v~~        lines   __|__|__
+    """
+    parts = [_group(len(rows), image_shape, random) for rows in torch.arange(count).tensor_split(GROUPS) if len(rows)]
+    return (mean + std * torch.cat(parts)).clamp(0.0, 1.0)
+
+
+def _group(count: int, image_shape: tuple[int, int, int], random: torch.Generator) -> Tensor:
+    size = min(image_shape[1:])
+    chance = torch.rand(3, generator=random, device=random.device).tolist()
+    field = _smooth_field(count, image_shape, size * (0.03 + 0.1 * chance[0]), random)
+    if chance[1] < 0.7:
+        pen = 0.15 + 0.45 * chance[2]
+        patches = _smooth_field(count, image_shape, size * 0.18, random)
+        field = torch.exp(-((field / pen) ** 2)) * torch.sigmoid(4.0 * (patches + 0.2))
+    deviation, average = torch.std_mean(field, dim=(0, 2, 3), keepdim=True)
+    return (field - average) / (deviation + 1e-6)
+
+
+def _smooth_field(count: int, image_shape: tuple[int, int, int], scale: float, random: torch.Generator) -> Tensor:
+    """White noise blurred by a Gaussian of `scale` pixels, of variance about 1: -> (count, c, H, W)."""
+    channels, height, width = image_shape
+    reach = max(1, round(2.5 * scale))
+    noise = torch.randn(
+        (count * channels, 1, height + 2 * reach, width + 2 * reach), generator=random, device=random.device
+    )
+    offsets = torch.arange(-reach, reach + 1, device=random.device)
+    kernel = torch.exp(-0.5 * (offsets / max(scale, 0.3)) ** 2)
+    kernel = kernel / kernel.square().sum().sqrt()  # keeps the variance of white noise
+    blurred = F.conv2d(F.conv2d(noise, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return blurred.view(count, channels, height, width)
