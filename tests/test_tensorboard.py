@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
@@ -306,6 +307,9 @@ def test_a_killed_run_can_be_read_and_its_curves_go_on(tmp_path: Path) -> None:
         assert list(found) == list(range(1, rounds + 1))
         for step, value in found.items():
             assert value == pytest.approx(lines[step][key], rel=1e-5, abs=1e-6)
+    server = plugin_event_accumulator.EventAccumulator(str(folder))
+    server.Reload()
+    assert [event.step for event in server.Tensors("policy/beta")] == list(range(1, rounds + 1))
     assert list(points(reader, "buffer/images")) == [1, 5, 10, 15, 20, 25, 30]
 
 
@@ -361,6 +365,9 @@ def test_a_writer_goes_on_after_the_step_it_is_given(tmp_path: Path) -> None:
             writer.add(Point({"a/b": float(100 * after + step)}), step)
         writer.close()
     found = points(read(tmp_path), "a/b")
+    server = plugin_event_accumulator.EventAccumulator(str(tmp_path))  # what the server uses where it has no faster one
+    server.Reload()
+    assert [event.step for event in server.Tensors("a/b")] == list(found)
     assert found == {
         **{step: step for step in range(1, 6)},
         **{step: 500.0 + step for step in (6, 7)},
