@@ -280,7 +280,7 @@ class _Pixels:
     def text(self, at: Point, words: str, anchor: Anchor, size: float, bold: bool) -> None:
         where = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
         place = (at[0] * _FINE, at[1] * _FINE)
-        stroke = 0.4 * _FINE if bold else 0.0
+        stroke = 1 if bold else 0
         self.pen.text(place, words, fill=INK, font=font(size * _FINE), anchor=where, stroke_width=stroke)
 
     def rule(self, start: Point, end: Point) -> None:
