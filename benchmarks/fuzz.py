@@ -15,9 +15,11 @@ traceback and keeps the file. Ends with 1 if there is any.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -44,7 +46,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from agents.policies import Description, LearnedPolicy, _network, load_policy
+from envs.spaces import ENTRIES
 from ssdkd import checkpoint
+from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, build, read_yaml, to_yaml
 from ssdkd.data import load_dataset
 from ssdkd.errors import SsdkdError
@@ -238,6 +243,26 @@ def read_npz(path: Path) -> object:
     return load_dataset("npz", path)
 
 
+def policy_seeds(trace: Path) -> list[bytes]:
+    inputs, outputs = [entry.name for entry in ENTRIES], [r.name for r in RANGES]
+    described = [
+        Description("sac", {"pi": [6], "qf": [5]}, "relu", inputs[:4], outputs),
+        Description("ppo", [4, 3], "tanh", inputs, outputs[:2], training={"steps": 10}),
+        Description("td3", [4], "relu", inputs[:2], outputs[:3], reward_scale=2.0),
+    ]
+    seeds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, description in enumerate(described):
+            path = Path(folder) / f"{number}.safetensors"
+            LearnedPolicy(_network(description, len(description.actions)), description).save(path)
+            seeds.append(path.read_bytes())
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # as Stable-Baselines3 lays out what it unpickles
+        bait = base64.b64encode(pickle.dumps(baits(trace)[0])).decode()
+        archive.writestr("data", json.dumps({"target_entropy": 1.0, "policy_class": {":serialized:": bait}}))
+    return [*seeds, file.getvalue()]
+
+
 # Another reader is one line here.
 TARGETS = [
     Target("config", ".yaml", yaml_seeds, read_config),
@@ -245,6 +270,7 @@ TARGETS = [
     Target("weights, torch", ".pth", torch_seeds, read_weights),
     Target("checkpoint", ".safetensors", checkpoint_seeds, checkpoint.load),
     Target("npz", ".npz", npz_seeds, read_npz),
+    Target("policy", ".safetensors", policy_seeds, load_policy),
 ]
 
 
