@@ -75,6 +75,8 @@ class ImageConfig:
 class InversionConfig:
     images: int = option(128, "candidates made in a round", low=1)
     steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
+    start: str = option("generator", "what the search starts from", choices=("generator", "textures"))
+    pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)
     latent: int = option(128, "size of the latent vector", low=1)
     width: int = option(32, "channels of the generator's last block", low=1)
     subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")

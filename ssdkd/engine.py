@@ -21,7 +21,7 @@ from ssdkd.devices import autocast_for
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError
 from ssdkd.evaluation import accuracy, predictions
-from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer
+from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer, Search, TextureInverter
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
 from ssdkd.models import count_multiply_adds
@@ -98,42 +98,27 @@ class Engine:
                 f"buffer.shift: {config.buffer.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            generator = ConvGenerator(
-                inversion.latent,
-                shape,
-                spec.num_classes,
-                inversion.width,
-                inversion.conditional,
-                inversion.subpixel,
-                (self.mean, self.std) if inversion.output == "normalised" else None,
-            ).to(device, memory_format=layout)  # type: ignore[call-overload]
+        generator = self._make_generator() if inversion.start == "generator" else None
         teacher_work = count_multiply_adds(self.teacher, shape)
         self.costs = Costs.of(
             teacher_work,
             count_multiply_adds(self.student, shape),
-            _generator_work(generator, inversion.latent),
+            _generator_work(generator, inversion.latent) if generator is not None else 0,
         )
         self.autocast = autocast_for(config.precision, device, teacher_work)
-        self.inverter = Inverter(
-            generator,
-            observer,
-            self.mean,
-            self.std,
-            InverterSettings(
-                steps=inversion.steps,
-                latent=inversion.latent,
-                generator_rate=inversion.generator_rate,
-                latent_rate=inversion.latent_rate,
-                meta_rate=inversion.meta_rate,
-                meta=inversion.meta,  # type: ignore[arg-type]
-                memory=inversion.memory,
-                terms=self.terms,
-            ),
-            self.random["inversion"],
-            self.autocast,
+        settings = InverterSettings(
+            steps=inversion.steps,
+            latent=inversion.latent,
+            generator_rate=inversion.generator_rate,
+            latent_rate=inversion.latent_rate,
+            meta_rate=inversion.meta_rate,
+            meta=inversion.meta,  # type: ignore[arg-type]
+            memory=inversion.memory,
+            pixel_rate=inversion.pixel_rate,
+            terms=self.terms,
         )
+        shared = (observer, self.mean, self.std, settings, self.random["inversion"], self.autocast)
+        self.inverter: Search = TextureInverter(shape, *shared) if generator is None else Inverter(generator, *shared)
         self.textures = round(inversion.textures * inversion.images)
         self.stored_views = max(config.buffer.views, 1)
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
@@ -154,6 +139,21 @@ class Engine:
         self.seconds = 0.0  # of work, evaluation not counted
         self.phase_seconds = {"warmup": 0.0, "inversion": 0.0, "replay": 0.0, "rest": 0.0, "evaluation": 0.0}
         self.statistics: Statistics = {}
+
+    def _make_generator(self) -> nn.Module:
+        inversion, spec = self.config.inversion, self.spec
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            generator = ConvGenerator(
+                inversion.latent,
+                (spec.channels, spec.height, spec.width),
+                spec.num_classes,
+                inversion.width,
+                inversion.conditional,
+                inversion.subpixel,
+                (self.mean, self.std) if inversion.output == "normalised" else None,
+            )
+        return generator.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
     # -- the budget -----------------------------------------------------------------------------------------
 

@@ -14,8 +14,18 @@ from torch import Tensor, nn
 
 import ssdkd
 from ssdkd.config import read_yaml
-from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer, Scene, register_term
+from ssdkd.inversion import (
+    TERMS,
+    ConvGenerator,
+    Inverter,
+    InverterSettings,
+    Observer,
+    Scene,
+    TextureInverter,
+    register_term,
+)
 from ssdkd.inversion.generators import to_bytes
+from ssdkd.inversion.textures import random_textures
 from ssdkd.models import available_models, create_model, load_weights
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
@@ -458,3 +468,45 @@ def test_a_restored_inverter_goes_on_as_if_nothing_had_happened(teacher: nn.Modu
         a, b = made_by.invert(TARGETS, None, 0.0), other.invert(TARGETS, None, 0.0)
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1]["loss"], b[1]["loss"])
+
+
+# -- textures ------------------------------------------------------------------------------------------
+
+
+def test_textures_have_the_statistics_that_the_normalisation_knows() -> None:
+    random = torch.Generator().manual_seed(0)
+    mean, std = torch.tensor([0.5, 0.4]).view(1, 2, 1, 1), torch.tensor([0.1, 0.12]).view(1, 2, 1, 1)
+    made = random_textures(64, (2, 28, 20), mean, std, random)
+    assert made.shape == (64, 2, 28, 20)
+    assert made.min() >= 0.0
+    assert made.max() <= 1.0
+    assert made.mean(dim=(0, 2, 3)) == pytest.approx(mean.flatten(), abs=0.03)
+    assert made.std(dim=(0, 2, 3)) == pytest.approx(std.flatten(), rel=0.2)
+
+
+def test_textures_differ_from_image_to_image_and_are_smooth() -> None:
+    mean, std = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.2)
+    made = random_textures(32, (1, 32, 32), mean, std, torch.Generator().manual_seed(1)).flatten(1)
+    between = (made[1:] - made[:-1]).square().mean()
+    within = (made[:, 1:] - made[:, :-1]).square().mean()
+    assert between > 3 * within
+
+
+def test_steps_from_textures_bend_them_to_their_class(teacher: nn.Module) -> None:
+    targets = torch.arange(40) % 10
+    settings = InverterSettings(
+        steps=6, latent=1, generator_rate=0.0, latent_rate=0.0, meta_rate=0.0, meta="fomaml", memory=0.0,
+        terms={"one_hot": 1.0},
+    )  # fmt: skip
+    observer, mean, std = Observer(teacher), torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37)
+
+    def share_right(steps: int) -> float:
+        random = torch.Generator().manual_seed(0)
+        search = TextureInverter((1, 8, 8), observer, mean, std, replace(settings, steps=steps), random, nullcontext())
+        images, values = search.invert(targets, None, 0.0)
+        assert "one_hot" in values
+        shown = (images.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+        return (teacher(shown).argmax(dim=1) == targets).float().mean().item()
+
+    assert share_right(1) < 0.6
+    assert share_right(8) > 0.8

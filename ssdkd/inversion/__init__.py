@@ -1,8 +1,18 @@
 """Making images out of a teacher: generators, loss terms, and the inverter that searches with them."""
 
 from ssdkd.inversion.generators import ConvGenerator
-from ssdkd.inversion.inverter import Inverter, InverterSettings
+from ssdkd.inversion.inverter import Inverter, InverterSettings, Search, TextureInverter
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene, register_term
 
-__all__ = ["TERMS", "ConvGenerator", "Inverter", "InverterSettings", "Observer", "Scene", "register_term"]
+__all__ = [
+    "TERMS",
+    "ConvGenerator",
+    "Inverter",
+    "InverterSettings",
+    "Observer",
+    "Scene",
+    "Search",
+    "TextureInverter",
+    "register_term",
+]

@@ -1,7 +1,7 @@
-"""The inverter: a meta-learned generator that adapts to each batch in a handful of steps.
+"""The inverters: a meta-learned generator that adapts to each batch in a few steps, or a few steps on textures.
 
-Each call, a copy of the base generator adapts together with fresh latents; the base then takes a first-order
-step toward what helped (FOMAML or Reptile), so that the next copy starts nearer.
+Each call of the first, a copy of the base generator adapts together with fresh latents; the base then takes a
+first-order step toward what helped (FOMAML or Reptile), so that the next copy starts nearer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssdkd.inversion.generators import standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene
+from ssdkd.inversion.textures import random_textures
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,106 @@ class InverterSettings:
     meta_rate: float
     meta: Literal["fomaml", "reptile", "continue"]
     memory: float
+    pixel_rate: float = 0.05
     terms: dict[str, float] = field(default_factory=dict)
 
 
-class Inverter:
+class Search:
+    """What every search for images shares: what is seen of a batch, and what it is worth."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        mean: Tensor,
+        std: Tensor,
+        settings: InverterSettings,
+        random: torch.Generator,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        """`mean` and `std` (1, c, 1, 1) are the teacher's normalisation of pixels in [0, 1]."""
+        self.observer = observer
+        self.mean, self.std = mean, std
+        self.settings = settings
+        self.random = random
+        self.autocast = autocast
+        self.remembered: list[tuple[Tensor, Tensor]] | None = None
+        used = {name for name, weight in settings.terms.items() if weight}
+        self._reads = {TERMS[name].reads for name in used}
+        if not observer.has_batch_norm:
+            self._reads.discard("statistics")
+        self.reads_student = "student" in self._reads
+
+    def invert(
+        self, targets: Tensor, student: nn.Module | None, adversarial: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Search images for `targets` (B,): -> images (B, H, W, c) uint8 and each term's last value.
+
+        `student`, in evaluation mode, is what the adversarial terms search against; `adversarial` scales them.
+        """
+        raise NotImplementedError
+
+    def _look(self, images: Tensor, targets: Tensor, student: nn.Module | None) -> Scene:
+        with self.autocast:
+            inputs = (images - self.mean) / self.std
+            teacher_logits = self.observer.observe(
+                inputs, statistics="statistics" in self._reads, features="features" in self._reads
+            )
+            consulted = student is not None and self.reads_student
+            student_logits = student(inputs).float() if student is not None and consulted else None
+        return Scene(
+            images=images,
+            inputs=inputs,
+            targets=targets,
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            batch=self.observer.batch,
+            remembered=self.remembered,
+            running=self.observer.running,
+            features=self.observer.features,
+            memory=self.settings.memory,
+        )
+
+    def _weigh(self, scene: Scene, adversarial: float) -> tuple[Tensor, dict[str, Tensor]]:
+        total = scene.images.new_zeros(())
+        values: dict[str, Tensor] = {}
+        for name, weight in self.settings.terms.items():
+            term = TERMS[name]
+            searches_student = term.reads == "student"
+            if weight == 0 or (searches_student and scene.student_logits is None):
+                continue
+            if term.reads == "statistics" and not scene.batch:
+                continue
+            value = term.compute(scene)
+            values[name] = value.detach()
+            total = total + (weight * adversarial if searches_student else weight) * value
+        return total, values
+
+    @torch.no_grad()
+    def _remember(self, batch: list[tuple[Tensor, Tensor]]) -> None:
+        """Average the statistics over batches: a small batch alone is a noisy witness of a whole data set."""
+        if self.settings.memory == 0:
+            return
+        seen = [(mean.detach(), variance.detach()) for mean, variance in batch]
+        if self.remembered is None:
+            self.remembered = seen
+            return
+        share = 1.0 - self.settings.memory
+        self.remembered = [
+            (torch.lerp(past_mean, mean, share), torch.lerp(past_variance, variance, share))
+            for (past_mean, past_variance), (mean, variance) in zip(self.remembered, seen, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"remembered": self.remembered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        remembered, device = state["remembered"], self.mean.device
+        self.remembered = (
+            None if remembered is None else [(mean.to(device), variance.to(device)) for mean, variance in remembered]
+        )
+
+
+class Inverter(Search):
     """Turns target classes into images that the teacher takes for its own data."""
 
     def __init__(
@@ -47,22 +144,12 @@ class Inverter:
         autocast: AbstractContextManager[Any],
     ) -> None:
         """`mean` and `std` (1, c, 1, 1) are the teacher's normalisation of pixels in [0, 1]."""
+        super().__init__(observer, mean, std, settings, random, autocast)
         self.base = generator
         self.adapted = copy.deepcopy(generator)
-        self.observer = observer
-        self.mean, self.std = mean, std
-        self.settings = settings
-        self.random = random
-        self.autocast = autocast
         self.base_optimizer = torch.optim.Adam(
             self.base.parameters(), lr=settings.meta_rate, betas=(0.5, 0.999), foreach=True
         )
-        self.remembered: list[tuple[Tensor, Tensor]] | None = None
-        used = {name for name, weight in settings.terms.items() if weight}
-        self._reads = {TERMS[name].reads for name in used}
-        if not observer.has_batch_norm:
-            self._reads.discard("statistics")
-        self.reads_student = "student" in self._reads
 
     def invert(
         self, targets: Tensor, student: nn.Module | None, adversarial: float
@@ -90,7 +177,9 @@ class Inverter:
         best_images = torch.empty(0)
         values: dict[str, Tensor] = {}
         for _ in range(settings.steps):
-            images, scene = self._look(fast, latents, targets, student)
+            with self.autocast:
+                images = fast(latents, targets)
+            scene = self._look(images, targets, student)
             loss, values = self._weigh(scene, adversarial)
             gradients = torch.autograd.grad(loss, [*parameters, latents])
             detached, seen = loss.detach(), images.detach()
@@ -109,46 +198,6 @@ class Inverter:
             self._remember(scene.batch)
         return to_bytes(best_images), {"loss": cast(Tensor, best_loss), **values}
 
-    def _look(
-        self, generator: nn.Module, latents: Tensor, targets: Tensor, student: nn.Module | None
-    ) -> tuple[Tensor, Scene]:
-        with self.autocast:
-            images = generator(latents, targets)
-            inputs = (images - self.mean) / self.std
-            teacher_logits = self.observer.observe(
-                inputs, statistics="statistics" in self._reads, features="features" in self._reads
-            )
-            consulted = student is not None and self.reads_student
-            student_logits = student(inputs).float() if student is not None and consulted else None
-        scene = Scene(
-            images=images,
-            inputs=inputs,
-            targets=targets,
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            batch=self.observer.batch,
-            remembered=self.remembered,
-            running=self.observer.running,
-            features=self.observer.features,
-            memory=self.settings.memory,
-        )
-        return images, scene
-
-    def _weigh(self, scene: Scene, adversarial: float) -> tuple[Tensor, dict[str, Tensor]]:
-        total = scene.images.new_zeros(())
-        values: dict[str, Tensor] = {}
-        for name, weight in self.settings.terms.items():
-            term = TERMS[name]
-            searches_student = term.reads == "student"
-            if weight == 0 or (searches_student and scene.student_logits is None):
-                continue
-            if term.reads == "statistics" and not scene.batch:
-                continue
-            value = term.compute(scene)
-            values[name] = value.detach()
-            total = total + (weight * adversarial if searches_student else weight) * value
-        return total, values
-
     def _copy_base_into(self, fast: nn.Module) -> None:
         with torch.no_grad():
             _copy(fast, self.base)
@@ -166,35 +215,53 @@ class Inverter:
             self.base_optimizer.step()
         torch._foreach_copy_(list(self.base.buffers()), list(self.adapted.buffers()))
 
-    @torch.no_grad()
-    def _remember(self, batch: list[tuple[Tensor, Tensor]]) -> None:
-        """Average the statistics over batches: a small batch alone is a noisy witness of a whole data set."""
-        if self.settings.memory == 0:
-            return
-        seen = [(mean.detach(), variance.detach()) for mean, variance in batch]
-        if self.remembered is None:
-            self.remembered = seen
-            return
-        share = 1.0 - self.settings.memory
-        self.remembered = [
-            (torch.lerp(past_mean, mean, share), torch.lerp(past_variance, variance, share))
-            for (past_mean, past_variance), (mean, variance) in zip(self.remembered, seen, strict=True)
-        ]
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "base": self.base.state_dict(),
-            "base_optimizer": self.base_optimizer.state_dict(),
-            "remembered": self.remembered,
-        }
+        of_generator = {"base": self.base.state_dict(), "base_optimizer": self.base_optimizer.state_dict()}
+        return {**super().state_dict(), **of_generator}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.base.load_state_dict(state["base"])
         self.base_optimizer.load_state_dict(state["base_optimizer"])
-        remembered, device = state["remembered"], self.mean.device
-        self.remembered = (
-            None if remembered is None else [(mean.to(device), variance.to(device)) for mean, variance in remembered]
-        )
+
+
+class TextureInverter(Search):
+    """Searches on the pixels themselves, from random textures: what a teacher without batch norm needs.
+
+    Nothing then tells a generator what the teacher's data looked like, and images that it is sure of are far from
+    them. A few short steps from a texture bend it toward a class and to where the student errs, and no further.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        observer: Observer,
+        mean: Tensor,
+        std: Tensor,
+        settings: InverterSettings,
+        random: torch.Generator,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        super().__init__(observer, mean, std, settings, random, autocast)
+        self.image_shape = image_shape
+
+    def invert(
+        self, targets: Tensor, student: nn.Module | None, adversarial: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        images = random_textures(len(targets), self.image_shape, self.mean, self.std, self.random)
+        values: dict[str, Tensor] = {}
+        for _ in range(self.settings.steps):
+            images.requires_grad_(True)
+            scene = self._look(images, targets, student)
+            loss, values = self._weigh(scene, adversarial)
+            (slope,) = torch.autograd.grad(loss, images)
+            # the same step for every image, however steep its loss; outliers cut, so that it spreads over pixels
+            slope = slope / (slope.abs().mean(dim=(1, 2, 3), keepdim=True) + 1e-12)
+            images = (images.detach() - self.settings.pixel_rate * slope.clamp(-2.0, 2.0)).clamp(0.0, 1.0)
+            values = {"loss": loss.detach(), **values}
+        if scene.batch:
+            self._remember(scene.batch)
+        return to_bytes(images), values
 
 
 def _copy(into: nn.Module, source: nn.Module) -> None:

@@ -1,0 +1,142 @@
+"""Numerical trouble: seen in a round's own facts, undone by going back to the round before with a smaller step.
+
+Three things go wrong without anybody's fault: the student's loss or weights leave the finite numbers, the
+generator's do, or the generator collapses (every candidate the same image, or the same class where many were
+asked for). The part in trouble goes back to where the last good round left it and goes on with half its step,
+at most `MOST_TRIES` times before `HEALED_AFTER` good rounds have gone by; then the run ends with a sentence.
+
+What is gone back to is the state after the last good round, which is also what a checkpoint of that round holds:
+a run that is resumed there has the same to go back to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_TRIES = 3
+HEALED_AFTER = 100  # good rounds after which the tries count anew; steps stay as small as they have become
+FEWEST_FOR_COLLAPSE = 16  # candidates: fewer may all be of one class by chance
+SAME_IMAGE = 0.5  # mean deviation of a pixel between images, of 255, below which they are one image
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with which part of the method."""
+
+    part: str  # student or generator
+    what: str  # as part of a sentence
+    advice: str
+
+
+def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Trouble]:
+    """What is wrong in the statistics of a round, judged by those of the last good round (empty at the start)."""
+    found: list[Trouble] = []
+    broken, candidates = now["candidates_broken"], now["candidates"]
+    aside = f"; the teacher's answer is not finite for {broken:.0f} of {candidates:.0f} candidates" if broken else ""
+    lower_rate = "lower distillation.learning_rate or set distillation.clip"
+    for name in ("replay_loss", "probe_kl"):
+        if not math.isfinite(now[name]):
+            found.append(Trouble("student", f"{name} is {now[name]}", lower_rate))
+    if not now["student_finite"]:
+        found.append(Trouble("student", "the student's weights are not finite", lower_rate))
+
+    lower_rates = "lower inversion.generator_rate and inversion.meta_rate"
+    if not math.isfinite(now.get("term_loss", 0.0)):
+        found.append(Trouble("generator", f"the inversion loss is {now['term_loss']}{aside}", lower_rates))
+    if not now["generator_finite"]:
+        found.append(Trouble("generator", f"the generator's weights are not finite{aside}", lower_rates))
+    if candidates and broken == candidates:
+        found.append(Trouble("generator", f"no candidate was usable{aside}", "look at the teacher and its input range"))
+    elif candidates >= FEWEST_FOR_COLLAPSE:
+        spread, classes = now["candidate_pixel_spread"], now["candidate_classes"]
+        if spread < SAME_IMAGE <= before.get("candidate_pixel_spread", 0.0):
+            found.append(
+                Trouble("generator", "the generator collapsed: every candidate is the same image", lower_rates)
+            )
+        elif classes == 1 < before.get("candidate_classes", 0.0) and now["target_classes"] > 1:
+            advice = f"give inversion.terms.balance a weight or {lower_rates}"
+            found.append(Trouble("generator", "the generator collapsed: every candidate is of one class", advice))
+    return found
+
+
+class Guard:
+    """The last good state of the parts that can get into trouble, and how often they did."""
+
+    def __init__(self) -> None:
+        self.rollbacks = 0
+        self.tries = 0
+        self.good_rounds = 0  # since the last trouble
+        self.step = {"student": 1.0, "generator": 1.0}  # share of the step as configured
+        self.good: dict[str, Any] = {}  # each part's state after the last good round
+        self.statistics: dict[str, float] = {}  # of that round
+
+    def hold(self, parts: Mapping[str, Any], statistics: Mapping[str, float]) -> None:
+        """Remember the states of `parts` by name, as they are after a good round."""
+        self.good.clear()  # first, so that two copies are never held at once
+        self.good = {name: copied(state) for name, state in parts.items()}
+        self.statistics = dict(statistics)
+
+    def note_good_round(self) -> None:
+        self.good_rounds += 1
+        if self.good_rounds >= HEALED_AFTER:
+            self.tries = 0
+
+    def note_trouble(self, parts: set[str]) -> bool:
+        """Halve the steps of `parts`: -> whether there is a try left."""
+        self.tries += 1
+        self.rollbacks += 1
+        self.good_rounds = 0
+        for part in parts:
+            self.step[part] *= 0.5
+        return self.tries <= MOST_TRIES
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the good state, which is that of the run as a whole."""
+        counts = {name: getattr(self, name) for name in ("rollbacks", "tries", "good_rounds")}
+        return {**counts, "step": dict(self.step), "statistics": dict(self.statistics)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("rollbacks", "tries", "good_rounds"):
+            setattr(self, name, int(state[name]))
+        self.step, self.statistics = dict(state["step"]), dict(state["statistics"])
+
+
+def copied(state: Any) -> Any:
+    """A tree of dicts, lists and tuples with its tensors copied, on their own device."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(copied(value) for value in state)
+    return state
+
+
+def all_finite(state: Any) -> Tensor:
+    """Whether every floating-point tensor in a tree of state is finite; a scalar on the device, 1.0 or 0.0."""
+    tensors: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and value.numel():
+                tensors.append(value.detach())
+        elif isinstance(value, dict):
+            for entry in value.values():
+                collect(entry)
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                collect(entry)
+
+    collect(state)
+    if not tensors:
+        return torch.ones(())
+    device = next((t.device for t in tensors if t.dim()), tensors[0].device)
+    on_device = [t for t in tensors if t.device == device]  # an optimiser's step counts stay on the CPU
+    norms = torch._foreach_norm(on_device)
+    return torch.stack([norm.float() for norm in norms]).isfinite().all().float()
