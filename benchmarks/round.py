@@ -1,0 +1,359 @@
+"""A round of the engine against its floor, and replay against other ways to draw.
+
+    python -m benchmarks.round [--json FILE] [--tasks digits,mnist,cifar10] [--mnist-teacher FILE]
+
+The floor of a round is what no bookkeeping can save: forward, backward and optimiser step of the student on as
+many batches of random input, and forward, backward and optimiser step of generator, teacher and (where a term asks
+for it) student for each inversion step, with the plainest loss. A round and its floor are timed in turn in one
+process, and the ratio is the median over these pairs, so that a busy machine slows both. Everything above the floor
+is told apart: loss terms and meta step, labelling, keeping, replay's own work, measuring.
+
+Weights do not change the time, so networks without a given teacher are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssdkd import selection
+from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
+from ssdkd.build import build_engine, image_spec
+from ssdkd.coefficients import Coefficients
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.devices import choose_device
+from ssdkd.distiller import make_optimizer
+from ssdkd.engine import Engine
+from ssdkd.models import create_model
+
+ENDLESS = 10**6  # rounds: no task ends while it is timed
+MNIST: dict[str, Any] = {
+    "dataset": "mnist",
+    "teacher": {"name": "lenet5"},
+    "student": {"name": "lenet5_half"},
+    "inversion": {"images": 128, "steps": 5, "latent": 100, "width": 32},
+    "buffer": {"capacity": 1000, "views": 4, "shift": 2},
+    "distillation": {"batch": 256, "steps": 20},
+}
+TASKS = ("digits", "mnist", "cifar10")
+
+
+def prepare(task: str, teacher: str | None, device: str, options: dict[str, Any]) -> Engine:
+    """The engine of a task, warmed up and with a full buffer, so that every round does all of a round's work."""
+    job = (MNIST, "mnist") if task == "mnist" else read_yaml(task)
+    always = {"rounds": ENDLESS, "device": device, "dataset": task, "inversion": {"warmup": 2}, "policy": "uniform"}
+    config = build(RunConfig, [job, (always, "benchmark"), (options, "options")])
+    spec = image_spec(config)
+    network = None
+    if teacher is not None:
+        config.teacher.checkpoint = teacher
+    elif config.teacher.checkpoint is None:
+        torch.manual_seed(0)
+        kind = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.height}
+        network = create_model(config.teacher.name, config.teacher.arguments, **kind)  # type: ignore[arg-type]
+    return build_engine(config, teacher=network)
+
+
+class Clock:
+    """Seconds of named pieces of work; a piece is timed by standing in for the method that does it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def time(self, work: Callable[[], Any]) -> float:
+        self.wait()
+        start = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - start
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            out: list[Any] = []
+            took = self.time(lambda: out.append(original(*arguments, **named)))
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            return out[0]
+
+        setattr(owner, method, timed)
+
+
+class Floor:
+    """The bare work of a round, on copies of its networks and on random input."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        learning, inversion, device = engine.config.distillation, engine.config.inversion, engine.device
+        shape = (engine.spec.channels, engine.spec.height, engine.spec.width)
+        self.student = copy.deepcopy(engine.student)
+        self.forward: Any = torch.compile(self.student) if engine.config.compile else self.student
+        self.optimizer = make_optimizer(self.student, learning.optimizer, 1e-3, learning.momentum, 0.0)
+        self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(
+            memory_format=torch.channels_last
+        )
+        self.made = inversion.images - engine.textures
+        self.generator = copy.deepcopy(engine.inverter.base)
+        self.latents = torch.randn((self.made, inversion.latent), device=device, requires_grad=True)
+        self.targets = torch.randint(0, engine.spec.num_classes, (self.made,), device=device)
+        self.searched = [*self.generator.parameters(), self.latents]
+        self.search = torch.optim.Adam(self.searched, lr=1e-3, betas=(0.5, 0.999), foreach=True)
+
+    def learn(self) -> None:
+        """As many student steps as a round has at effort 1."""
+        self.student.train()
+        for _ in range(self.engine.config.distillation.steps):
+            with self.engine.autocast:
+                logits = self.forward(self.inputs)
+            self.optimizer.zero_grad(set_to_none=True)
+            logits.float().square().mean().backward()
+            self.optimizer.step()
+
+    def invert(self) -> None:
+        """As many inversion steps as a round has."""
+        engine = self.engine
+        self.student.eval()
+        for _ in range(engine.config.inversion.steps if self.made else 0):
+            with engine.autocast:
+                images = self.generator(self.latents, self.targets)
+                inputs = (images - engine.mean) / engine.std
+                loss = engine.teacher(inputs).float().square().mean()
+                if engine.inverter.reads_student:
+                    loss = loss + self.student(inputs).float().square().mean()
+            for parameter, gradient in zip(self.searched, torch.autograd.grad(loss, self.searched), strict=True):
+                parameter.grad = gradient
+            self.search.step()
+
+
+def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
+    """A round and its floor, in turn: -> the medians, and where the difference goes."""
+    loop, coefficients, clock = engine.loop(), Coefficients(refresh=0.2), Clock(engine.device)
+    next(loop)
+    while engine.buffer.size < engine.buffer.capacity:  # more candidates without rounds
+        random = torch.Generator(engine.device).manual_seed(engine.buffer.size)
+        more = min(512, engine.buffer.capacity)
+        shape = (more, engine.spec.height, engine.spec.width, engine.spec.channels)
+        pixels = torch.randint(0, 256, shape, generator=random, device=engine.device, dtype=torch.uint8)
+        engine.buffer.append(engine._label(pixels), delta=1.0, round_index=0)
+    floor = Floor(engine)
+    for work in (lambda: loop.send(coefficients), floor.learn, floor.invert):  # caches and compilation
+        work()
+    clock.watch(engine.inverter, "invert", "invert")
+    clock.watch(engine, "_label", "label")
+    clock.watch(engine, "_judged", "judge candidates")
+    clock.watch(engine, "keep", "keep")
+    clock.watch(engine.distiller, "replay", "replay")
+    clock.watch(engine, "measure", "measure")
+    rows: list[dict[str, float]] = []
+    for _ in range(repetitions):
+        clock.seconds = {}
+        whole = clock.time(lambda: loop.send(coefficients))
+        learn, invert = clock.time(floor.learn), clock.time(floor.invert)
+        pieces = dict(clock.seconds)
+        told = sum(pieces.values())
+        search, replay = pieces.pop("invert", 0.0), pieces.pop("replay")
+        above = {"loss terms and meta step": search - invert, **pieces, "replay": replay - learn}
+        above["draw and the rest"] = whole - told
+        row = {"round": whole, "floor": learn + invert, "floor learn": learn, "floor invert": invert}
+        rows.append(row | {f"above {name}": seconds for name, seconds in above.items()})
+    median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    ratios = sorted(row["round"] / row["floor"] for row in rows)
+    learning = engine.config.distillation
+    return {
+        "task": task,
+        "ratio": statistics.median(ratios),
+        "ratio_range": [ratios[0], ratios[-1]],
+        "repetitions": repetitions,
+        "round_seconds": median["round"],
+        "floor_seconds": median["floor"],
+        "floor": {"learn": median["floor learn"], "invert": median["floor invert"]},
+        "above": {name[6:]: seconds for name, seconds in median.items() if name.startswith("above ")},
+        "student_step_seconds": median["floor learn"] / learning.steps,
+        "images_per_second": learning.batch * learning.steps / median["round"],
+    }
+
+
+# -- replay alone ---------------------------------------------------------------------------------------------
+
+
+def filled_buffer(capacity: int, shape: tuple[int, int, int], device: torch.device) -> ReplayBuffer:
+    """A buffer full of noise, its samples of unequal difficulty."""
+    buffer = ReplayBuffer(capacity, shape, 10, 1, device)
+    random = torch.Generator(device).manual_seed(0)
+    channels, height, width = shape
+    while buffer.size < capacity:
+        count = min(10_000, capacity - buffer.size)
+        pixels = torch.randint(
+            0, 256, (count, height, width, channels), generator=random, device=device, dtype=torch.uint8
+        )
+        logits = torch.randn((count, 1, 10), generator=random, device=device)
+        confidence, classes = torch.softmax(logits[:, 0], dim=1).max(dim=1)
+        views = random_views(count, 1, 0, False, random)
+        buffer.append(Samples(pixels, views, logits, classes, confidence), delta=1.0, round_index=0)
+    buffer.delta.copy_(torch.rand(capacity, generator=random, device=device) ** 2)
+    return buffer
+
+
+def replay_ours(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:
+    """A round of replay as the engine does it: P and all draws once, then a gather and an update each step."""
+    counts = selection.class_counts(buffer.classes, 10)
+    log_phi = selection.log_modulation(buffer.classes, buffer.confidence, counts, 1.0, 0.5)
+    probabilities = selection.replay_probabilities(selection.log_priority(buffer.delta, log_phi, 0.6, 0.0))
+    weights = selection.importance_weights(probabilities, 0.4)
+    rows = selection.draw(probabilities, steps * batch, random)
+    buffer.note_visits(rows)
+    for row in rows.view(steps, batch):
+        gather(buffer, row)
+        buffer.note_replay(row, weights[row])
+
+
+def replay_multinomial(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:
+    """The plain way: P anew and torch.multinomial at each step."""
+    for _ in range(steps):
+        probabilities = buffer.delta**0.6
+        total = probabilities.sum()
+        row = torch.multinomial(probabilities, batch, replacement=True, generator=random)
+        weights = (probabilities[row] / total * buffer.size) ** -0.4
+        gather(buffer, row)
+        buffer.delta[row] = weights / weights.max()
+
+
+def gather(buffer: ReplayBuffer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return render(buffer.images, rows, buffer.views[rows, 0]), buffer.logits[rows, 0]
+
+
+def torchrl_replay(buffer: ReplayBuffer, batch: int) -> Callable[[int], None] | None:
+    """The same contents in torchrl's prioritised buffer, if torchrl is installed."""
+    try:
+        from tensordict import TensorDict
+        from torchrl.data import LazyTensorStorage, TensorDictPrioritizedReplayBuffer
+    except ImportError:
+        return None
+    storage = LazyTensorStorage(buffer.capacity, device=buffer.images.device)
+    theirs = TensorDictPrioritizedReplayBuffer(
+        alpha=0.6, beta=0.4, storage=storage, batch_size=batch, priority_key="delta"
+    )
+    for rows in torch.arange(buffer.capacity, device=buffer.images.device).split(50_000):
+        held = {"images": buffer.images[rows], "logits": buffer.logits[rows], "delta": buffer.delta[rows]}
+        theirs.extend(TensorDict(held, batch_size=[len(rows)]))
+
+    def play(steps: int) -> None:
+        for _ in range(steps):
+            drawn = theirs.sample()
+            theirs.update_priority(drawn["index"], drawn["logits"].abs().amax(dim=(1, 2)))
+
+    return play
+
+
+def time_replay(
+    capacity: int, shape: tuple[int, int, int], batch: int, steps: int, repetitions: int, device: torch.device
+) -> dict[str, Any]:
+    """Microseconds of a batch (draw, weights, gather, update), each way in turn: medians."""
+    buffer, clock = filled_buffer(capacity, shape, device), Clock(device)
+    random = torch.Generator(device).manual_seed(1)
+    ways: dict[str, Callable[[], None]] = {
+        "ssdkd": lambda: replay_ours(buffer, batch, steps, random),
+        "multinomial": lambda: replay_multinomial(buffer, batch, steps, random),
+    }
+    theirs = torchrl_replay(buffer, batch)
+    if theirs is not None:
+        ways["torchrl"] = lambda: theirs(steps)
+    for work in ways.values():
+        work()
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repetitions):
+        for name, work in ways.items():
+            took[name].append(clock.time(work) / steps)
+    microseconds = {name: 1e6 * statistics.median(values) for name, values in took.items()}
+    return {
+        "capacity": capacity,
+        "batch": batch,
+        "steps_per_round": steps,
+        "microseconds": microseconds,
+        "images_per_second": {name: batch / (1e-6 * value) for name, value in microseconds.items()},
+        "bytes_per_sample": buffer.bytes_per_sample(),
+        "image_bytes": shape[0] * shape[1] * shape[2],
+    }
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+
+def show_round(row: dict[str, Any]) -> None:
+    low, high = row["ratio_range"]
+    print(
+        f"\n{row['task']}: a round {1e3 * row['round_seconds']:.1f} ms, its floor {1e3 * row['floor_seconds']:.1f} ms "
+        f"(student {1e3 * row['floor']['learn']:.1f}, inversion {1e3 * row['floor']['invert']:.1f}); "
+        f"ratio {row['ratio']:.3f} ({low:.2f} to {high:.2f} over {row['repetitions']}), "
+        f"{row['images_per_second']:.0f} images per second"
+    )
+    for name, seconds in sorted(row["above"].items(), key=lambda entry: -entry[1]):
+        print(f"    {name:<26} {1e3 * seconds:>8.2f} ms {100 * seconds / row['floor_seconds']:>6.1f} % of the floor")
+
+
+def show_replay(row: dict[str, Any], student_step: float | None) -> None:
+    ways = ", ".join(f"{name} {value:.0f}" for name, value in row["microseconds"].items())
+    share = ""
+    if student_step:
+        share = f"; {100e-6 * row['microseconds']['ssdkd'] / student_step:.1f} % of a CIFAR-10 student step"
+    extra = row["bytes_per_sample"] - row["image_bytes"]
+    print(
+        f"    {row['capacity']:>9,} samples: {ways} microseconds a batch of {row['batch']}{share}; "
+        f"{row['image_bytes']} + {extra} bytes a sample"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A round of the engine against its floor.", allow_abbrev=False)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="which of digits, mnist, cifar10; comma-separated")
+    parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
+    parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")
+    parser.add_argument("--repetitions", type=int, default=9, help="pairs of a round and its floor")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
+    parser.add_argument("--compile", default="off", help="auto, on, off")
+    parser.add_argument("--buffers", default="5000,50000,1000000", help="sizes for replay alone; '' for none")
+    parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
+    parser.add_argument("--json", help="file to write")
+    given = parser.parse_args()
+    device = choose_device(given.device)
+    options = {"precision": given.precision, "compile": given.compile == "on"}
+    teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
+    rounds = []
+    for task in filter(None, given.tasks.split(",")):
+        rounds.append(time_round(task, prepare(task, teachers.get(task), given.device, options), given.repetitions))
+        show_round(rounds[-1])
+    step = next((row["student_step_seconds"] for row in rounds if row["task"] == "cifar10"), None)
+    channels, height, width = (int(n) for n in given.image.split(","))
+    replays = []
+    print("\nreplay: draw, weights, gather, update")
+    for capacity in (int(n) for n in given.buffers.split(",") if n):
+        replays.append(time_replay(capacity, (channels, height, width), 256, 20, given.repetitions, device))
+        show_replay(replays[-1], step)
+    if replays and "torchrl" not in replays[0]["microseconds"]:
+        print("    torchrl is not installed, so its buffer was not timed (pip install torchrl)")
+    machine = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine |= {"processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()}
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump({"rounds": rounds, "replay": replays, "machine": machine}, file, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
