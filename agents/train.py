@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
+from agents.curves import EventOutput, of_coefficients, of_episodes, of_evaluation
 from agents.evaluate import FIXED, Episode, evaluate, summary
 from agents.learning import Randomness, Selected, build_learner, columns_of, learner_state, restore_learner, rows_of
 from agents.policies import CLIP, Description, LearnedPolicy, policy_of
@@ -42,6 +43,7 @@ from ssdkd.errors import ConfigError, SsdkdError
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
+Judge = Callable[[int], dict[str, dict[str, float]]]  # steps learned -> policy -> measure -> value
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Training:
             vector.close()
             raise
         self.random = Randomness(config.seed)
+        self.judged = 0  # the step of the last evaluation
 
     def policy(self) -> LearnedPolicy:
         """What is learned so far."""
@@ -120,6 +123,7 @@ class Training:
         state: dict[str, Any] = {
             "learner": learner_state(self.model),
             "random": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False)},  # noqa: NPY002
+            "judged": self.judged,
         }
         if self.config.normalise:
             state["scales"] = {
@@ -130,6 +134,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         restore_learner(self.model, state["learner"])
+        self.judged = state.get("judged", self.model.num_timesteps)
         torch.set_rng_state(state["random"]["torch"])
         np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
         if self.config.normalise:
@@ -151,73 +156,99 @@ def _environment(
 
 
 class Record(BaseCallback):
-    """Curves, checkpoints and evaluations while the algorithm learns."""
+    """Curves, evaluations and checkpoints while the algorithm learns.
 
-    def __init__(self, training: Training, folder: RunFolder, judge: Callable[[], dict[str, dict[str, float]]]) -> None:
+    What is written at a step is written before its checkpoint, so a training that goes on from it repeats no point.
+    """
+
+    def __init__(self, training: Training, folder: RunFolder, judge: Judge) -> None:
         super().__init__()
         self.training, self.folder, self.judge = training, folder, judge
-        self.chosen: list[list[float]] = []
+        self.chosen: list[list[float]] = []  # coefficients of every round since the last point
+        self.ended: list[dict[str, float]] = []  # episodes likewise
         self.began, self.began_at = time.perf_counter(), training.model.num_timesteps
-        start = training.model.num_timesteps
-        self.logged, self.saved, self.judged = start, start, start
+        self.logged = self.saved = training.model.num_timesteps
 
     def _on_step(self) -> bool:
         self.chosen += [[info["coefficients"][r.name] for r in RANGES] for info in self.locals["infos"]]
+        self.ended += [info["episode"] for info in self.locals["infos"] if "episode" in info]
         return True
 
     def _on_rollout_start(self) -> None:
         """Between two rollouts nothing is half done: the time to write things down."""
         config, now = self.training.config, self.model.num_timesteps
         if now - self.logged >= config.log_every:
-            self.log(now)
+            self.log()
+        if config.evaluate_every and config.evaluate_seeds and now - self.training.judged >= config.evaluate_every:
+            self.evaluate()
         if config.checkpoint_every and now - self.saved >= config.checkpoint_every:
             self.save()
-        if config.evaluate_every and config.evaluate_seeds and now - self.judged >= config.evaluate_every:
-            self.evaluate()
 
-    def log(self, now: int) -> None:
-        self.logged = now
-        for r, values in zip(RANGES, np.array(self.chosen).T, strict=False):
-            self.logger.record(f"coefficients/{r.name}", torch.from_numpy(values), exclude="stdout")
-            self.logger.record(f"coefficients_mean/{r.name}", float(values.mean()), exclude="stdout")
-        self.chosen = []
-        episodes: Any = self.model.ep_info_buffer or []
-        if episodes:
-            self.logger.record("episodes/return", float(np.mean([e["r"] for e in episodes])))
-            self.logger.record("episodes/rounds", float(np.mean([e["l"] for e in episodes])))
-        rate = (now - self.began_at) / (time.perf_counter() - self.began)
-        self.logger.record("time/steps_per_second", rate)
-        self.logger.dump(now)
+    def finish(self) -> None:
+        """What is still to be written at the end."""
+        self.save()
+        if self.training.config.evaluate_seeds:
+            self.evaluate()
+            self.save()
+
+    def log(self) -> None:
+        """A point of every curve, unless nothing happened since the last one."""
+        self.logged = self.model.num_timesteps
+        if not self.chosen:
+            return
+        chosen = np.array(self.chosen)
+        for r, values in zip(RANGES, chosen.T, strict=True):
+            self.logger.record(f"coefficients/{r.name}", values, exclude="stdout")
+        for name, value in of_coefficients(chosen).items():
+            self.logger.record(name, value, exclude="stdout")
+        for name, value in (of_episodes(self.ended) if self.ended else {}).items():
+            self.logger.record(name, value)
+        rate = (self.logged - self.began_at) / (time.perf_counter() - self.began)
+        self.logger.record("speed/rounds_per_second", rate)
+        self.chosen, self.ended = [], []
+        self.logger.dump(self.logged)
 
     def save(self) -> None:
+        self.log()
         self.saved = self.model.num_timesteps
         checkpoint.save(self.folder / CHECKPOINTS, self.training.state_dict(), self.saved, keep=2)
         self.training.policy().save(self.folder / POLICY)
 
     def evaluate(self) -> None:
-        self.judged = self.model.num_timesteps
+        """Play the held-out tasks, unless that was done with what is learned so far."""
+        if self.training.judged == self.model.num_timesteps:
+            return
+        self.log()
         self.training.policy().save(self.folder / POLICY)
-        for name, measures in self.judge().items():
-            for measure, value in measures.items():
-                self.logger.record(f"evaluation_{measure}/{name}", value)
-        self.logger.dump(self.model.num_timesteps)
+        judged = self.judge(self.model.num_timesteps)
+        for name, value in of_evaluation(judged).items():
+            self.logger.record(name, value)
+        self.training.judged = self.model.num_timesteps
+        self.logger.dump(self.training.judged)
 
 
-def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunFolder) -> Any:
-    """-> a function that plays the newest policy on held-out tasks; the fixed ones are played once, the first time."""
+def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunFolder, after: int = 0) -> Judge:
+    """-> a function that plays the newest policy on held-out tasks; the fixed ones are played once, the first time.
+
+    Each time adds a line to the folder's `evaluation.jsonl`; those of later steps than `after` are dropped first.
+    """
     known: list[Episode] = []
     seeds = range(1000, 1000 + config.evaluate_seeds)
     processes = config.environments if config.processes else 1
+    if (folder / EVALUATION).is_file():
+        lines = (folder / EVALUATION).read_text(encoding="utf-8").splitlines()
+        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line).get("steps", 0) <= after]
+        folder.write_text(EVALUATION, "".join(kept))
 
-    def judge() -> dict[str, dict[str, float]]:
+    def judge(steps: int) -> dict[str, dict[str, float]]:
         nonlocal known
         if not known:
             known = evaluate(FIXED, base, tasks, seeds, processes)
         newest = evaluate([str(folder / POLICY)], base, tasks, seeds, processes)
-        described = json.dumps({**summary(newest), **summary(known)})
+        judged = {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
         with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
-            stream.write(described.replace(json.dumps(str(folder / POLICY)), '"learned"') + "\n")
-        return {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
+            stream.write(json.dumps({"steps": steps, **judged}) + "\n")
+        return judged
 
     return judge
 
@@ -228,15 +259,16 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
     tasks = training_tasks(family)
     training = Training(config, tasks, family.base)
     model = training.model
-    outputs: list[Any] = [TensorBoardOutputFormat(str(folder.path))]
-    if not quiet:
-        outputs.append(HumanOutputFormat(sys.stdout))
-    model.set_logger(Logger(str(folder.path), outputs))
     try:
         if state is not None:
             training.load_state_dict(state)
+        outputs: list[Any] = [EventOutput(folder.path, config, after=model.num_timesteps)]
+        if not quiet:
+            outputs.append(HumanOutputFormat(sys.stdout))
+        model.set_logger(Logger(str(folder.path), outputs))
         training.vector.seed(config.seed * 1_000_003 + model.num_timesteps)
-        record = Record(training, folder, judge_on(held_out_tasks(family), family.base, config, folder))
+        judge = judge_on(held_out_tasks(family), family.base, config, folder, model.num_timesteps)
+        record = Record(training, folder, judge)
         if config.steps > model.num_timesteps:
             model.learn(
                 config.steps - model.num_timesteps,
@@ -245,13 +277,10 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
                 reset_num_timesteps=False,
             )
         record.init_callback(model)
-        record.log(model.num_timesteps)
-        record.save()
-        if config.evaluate_seeds:
-            record.evaluate()
+        record.finish()
+        model.logger.close()
     finally:
         training.vector.close()
-        model.logger.close()
     return folder / POLICY
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_env import TINY
 
-from agents import choose_policy, evaluate, train
+from agents import choose_policy, curves, evaluate, train
 from agents.adapt import AdaptivePolicy
 from agents.evaluate import area_under, interquartile_mean
 from agents.learning import NEUTRAL, Spaces, build_learner
@@ -25,6 +26,7 @@ from ssdkd import checkpoint, run
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.files import read_safetensors, write_safetensors
+from ssdkd.tracking.tags import group_of, tables
 
 NAMES = [entry.name for entry in ENTRIES]
 ACTIONS = [r.name for r in RANGES]
@@ -382,16 +384,58 @@ def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_pat
     policy = load_policy(folder / "policy.safetensors", trust=":" in algorithm)
     assert policy.description.training["steps"] >= 32
     assert not np.allclose(policy.mean, 0), "observations were normalised by their statistics"
-    curves = EventAccumulator(str(folder)).Reload().Tags()
-    assert {"episodes/return", "episodes/rounds", "coefficients_mean/alpha"} <= set(curves["scalars"])
-    assert {f"coefficients/{name}" for name in ACTIONS} <= set(curves["histograms"])
+    shown = EventAccumulator(str(folder), {"histograms": 0}).Reload()
+    patterns = {tag: re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(tag.name))) for tag in curves.TAGS}
+    for kind, names in (("scalar", shown.Tags()["scalars"]), ("histogram", shown.Tags()["histograms"])):
+        planned = {tag: pattern for tag, pattern in patterns.items() if tag.kind == kind}
+        assert all(any(pattern.fullmatch(name) for pattern in planned.values()) for name in names)
+        for tag, pattern in planned.items():
+            if algorithm == "ppo" or not tag.name.startswith("evaluation/"):
+                assert any(pattern.fullmatch(name) for name in names), tag.name
+    steps = [event.step for event in shown.Scalars("coefficients/alpha_mean")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 32
+    tried = shown.Histograms("coefficients/alpha")
+    assert sum(event.histogram_value.num for event in tried) == 32, "every round counts once"
+    assert tried[0].histogram_value.sum / tried[0].histogram_value.num == pytest.approx(
+        shown.Scalars("coefficients/alpha_mean")[0].value, rel=1e-5
+    )
+    assert all(3 <= event.value <= 16 for event in shown.Scalars("episodes/rounds"))
     if algorithm == "ppo":
-        assert {f"evaluation_accuracy/{name}" for name in ("learned", "ssdkd", "uniform")} <= set(curves["scalars"])
-        judged = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])
-        assert set(judged) == {"learned", "uniform", "random", "ssdkd"}
+        (judged,) = map(json.loads, (folder / "evaluation.jsonl").read_text().splitlines())
+        assert set(judged) == {"steps", "learned", "uniform", "random", "ssdkd"}
+        for policy in ("learned", "uniform", "random", "ssdkd"):
+            (event,) = shown.Scalars(f"evaluation/accuracy_percent_{policy}")
+            assert event.step == judged["steps"] == 32
+            assert event.value == pytest.approx(judged[policy]["accuracy"])
     if ":" in algorithm:
         with pytest.raises(CheckpointError, match="import"):
             load_policy(folder / "policy.safetensors")
+
+
+def test_a_resumed_training_continues_its_curves_without_doubled_points(tmp_path: Path) -> None:
+    """Killed after step 48, it goes on from step 32: what came later is forgotten, then comes anew."""
+    flags = train_flags(tmp_path, "ppo", "--evaluate-seeds", "1", "--evaluate-every", "32", "--log-every", "8")
+    assert train.main([*flags, "--steps", "48"]) == 0
+    folder = only_run(tmp_path)
+    held = sorted((folder / "checkpoints").iterdir())
+    assert len(held) == 2
+    held[-1].unlink()
+    for _ in range(2):  # the second time nothing is left to do, and nothing is written
+        assert train.main(["--resume", str(folder), "--steps", "64", "--quiet"]) == 0
+    shown = EventAccumulator(str(folder), {"histograms": 0}).Reload()
+    assert [event.step for event in shown.Scalars("coefficients/alpha_mean")] == [16, 32, 48, 64]
+    assert [event.step for event in shown.Histograms("coefficients/alpha")] == [16, 32, 48, 64]
+    assert [event.step for event in shown.Scalars("evaluation/agreement_percent_learned")] == [32, 64]
+    judged = [json.loads(line)["steps"] for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    assert judged == [32, 64]
+
+
+def test_the_page_lists_what_a_training_shows() -> None:
+    page = (Path(train.__file__).parent.parent / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    for table in tables(curves.TAGS, curves.GROUPS).strip().split("\n\n### "):
+        assert table in page, "paste what `python -m agents.curves` prints into docs/tensorboard.md"
+    assert {group_of(tag) for tag in curves.TAGS} == set(curves.GROUPS)
 
 
 def test_a_policy_is_trained_on_the_entries_and_coefficients_that_are_named(tmp_path: Path) -> None:

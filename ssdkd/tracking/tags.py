@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ssdkd.coefficients import RANGES, Range
@@ -295,12 +295,12 @@ def scalars(moment: Moment, wanted: Callable[[Tag], bool] = lambda tag: True) ->
     return values
 
 
-def tables() -> str:
-    """The plan as the documentation shows it: a table for each group, in Markdown."""
+def tables(tags: Sequence[Tag] = TAGS, groups: Mapping[str, str] = GROUPS) -> str:
+    """A plan as the documentation shows it: a table for each group, in Markdown."""
     parts = []
-    for group, about in GROUPS.items():
+    for group, about in groups.items():
         parts += [f"### {group}/: {about}", "", "| tag | meaning | unit | from |", "| --- | --- | --- | --- |"]
-        for tag in TAGS:
+        for tag in tags:
             if group_of(tag) == group:
                 kind = "" if tag.kind == "scalar" else f"{tag.kind}: "
                 parts.append(f"| `{tag.name}` | {kind}{tag.meaning} | {tag.unit} | {tag.source} |")
