@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdkd import selection
 from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
@@ -104,9 +104,7 @@ class Floor:
         self.student = copy.deepcopy(engine.student)
         self.forward: Any = torch.compile(self.student) if engine.config.compile else self.student
         self.optimizer = make_optimizer(self.student, learning.optimizer, 1e-3, learning.momentum, 0.0)
-        self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(
-            memory_format=torch.channels_last
-        )
+        self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=torch.channels_last)
         self.made = inversion.images - engine.textures
         self.generator = copy.deepcopy(engine.inverter.base)
         self.latents = torch.randn((self.made, inversion.latent), device=device, requires_grad=True)

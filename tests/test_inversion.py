@@ -510,3 +510,18 @@ def test_steps_from_textures_bend_them_to_their_class(teacher: nn.Module) -> Non
 
     assert share_right(1) < 0.6
     assert share_right(8) > 0.8
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 6, 7), (16, 5), (3, 5, 2, 4, 4), (1, 5, 3, 3)])
+def test_statistics_and_their_gradients_are_those_of_var_mean(shape: tuple[int, ...]) -> None:
+    layer = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](5)
+    observer = Observer(nn.Sequential(layer, nn.Flatten()).eval())
+    seen = (3.0 * torch.randn(shape, generator=random_from(0)) + 2.0).requires_grad_(True)
+    observer.observe(seen, statistics=True, features=False)
+    ((mean, variance),) = observer.batch
+    expected_variance, expected_mean = torch.var_mean(seen, [d for d in range(seen.dim()) if d != 1], correction=0)
+    pull = torch.linspace(1.0, 2.0, 5)
+    (gradient,) = torch.autograd.grad((pull * mean + variance).sum(), seen)
+    (expected,) = torch.autograd.grad((pull * expected_mean + expected_variance).sum(), seen)
+    for ours, theirs in ((mean, expected_mean), (variance, expected_variance), (gradient, expected)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
