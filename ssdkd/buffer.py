@@ -24,6 +24,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def usable(self) -> Tensor:
+        """Whether the teacher's answer is finite for every view of a sample: (M,) bool."""
+        return self.logits.flatten(1).isfinite().all(dim=1)
+
     def __getitem__(self, rows: Tensor | slice) -> Samples:
         return Samples(
             self.images[rows],

@@ -19,12 +19,13 @@ from ssdkd.config import RunConfig
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import autocast_for
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer, Search, TextureInverter
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
 from ssdkd.models import count_multiply_adds
+from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
@@ -139,6 +140,7 @@ class Engine:
         self.seconds = 0.0  # of work, evaluation not counted
         self.phase_seconds = {"warmup": 0.0, "inversion": 0.0, "replay": 0.0, "rest": 0.0, "evaluation": 0.0}
         self.statistics: Statistics = {}
+        self.guard = Guard()
 
     def _make_generator(self) -> nn.Module:
         inversion, spec = self.config.inversion, self.spec
@@ -203,6 +205,7 @@ class Engine:
             kept = self.keep(candidates, coefficients)
             replayed = self.replay(coefficients)
             statistics = self.measure(candidates, kept, replayed)
+            statistics = self.recover(statistics)
         yield statistics
 
     def warm_up(self) -> Statistics:
@@ -220,14 +223,21 @@ class Engine:
             images = self._make(self._targets(uniform, 0.0), None, 0.0)
             self.synthesized += len(images)
             if step >= inversion.warmup // 2:
-                made.append(self._label(images))
+                samples = self._label(images)
+                made.append(samples[samples.usable()])
         probe = _joined(made[len(made) - probe_batches :])[slice(0, self.config.probe.images)]
+        if len(probe) == 0:
+            raise NumericalError(
+                "the teacher's answer is not finite for any of the first images: look at its weights, and at "
+                "image.mean and image.std, which normalise what it sees."
+            )
         for samples in made[: len(made) - probe_batches]:
             self.buffer.append(samples, delta=1.0, round_index=0)
         self.probe = self.distiller.to_inputs(probe.images.permute(0, 3, 1, 2))
         self.probe_logits = probe.logits[:, 0]
         self._take_time("warmup", start)
         self.newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
+        self.newest = self.newest if len(self.newest) else probe
         return self.begin()
 
     newest: Samples  # what the warm-up made last
@@ -236,7 +246,9 @@ class Engine:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
         nothing = Kept(torch.zeros((), device=self.device))
         silence = torch.zeros((), device=self.device)
-        return self.measure(self._judged(self.newest), nothing, Replayed(silence, silence))
+        statistics = self.measure(self._judged(self.newest), nothing, Replayed(silence, silence))
+        self.guard.hold(self._parts(), statistics)
+        return statistics
 
     def invert(self, coefficients: Coefficients) -> Candidates:
         """Make candidates for target classes that the buffer lacks, where the student errs."""
@@ -256,6 +268,9 @@ class Engine:
         start = time.perf_counter()
         buffer, random = self.buffer, self.random["keep"]
         held, new = buffer.filled(), candidates.samples
+        usable = new.usable()
+        if buffer.size < buffer.capacity:  # free slots take whatever comes; afterwards nothing waits for the device
+            new, usable = new[usable], usable[usable]
         counts = selection.class_counts(torch.cat([held.classes, new.classes]), self.spec.num_classes)
 
         def score(samples: Samples) -> Tensor:
@@ -264,9 +279,15 @@ class Engine:
             )
             return log_phi + selection.gumbel_noise(len(samples), random)
 
-        slot_scores, new_scores = score(held), score(new)
+        slot_scores = score(held)
+        new_scores = torch.where(usable, score(new), -torch.inf)  # which beats nothing
         order = new_scores.argsort(descending=True)
         entered = buffer.append(new[order], delta=1.0, round_index=self.round)
+        if buffer.size == 0:
+            raise NumericalError(
+                "the teacher's answer is not finite for any candidate, so there is nothing to learn from: look at "
+                "its weights, and at image.mean and image.std."
+            )
         rest = order[entered:]
         accepted = torch.zeros((), device=self.device)
         limit = round(coefficients.refresh * buffer.capacity)
@@ -293,7 +314,7 @@ class Engine:
             buffer,
             rows.view(steps, learning.batch),
             weights,
-            learning.learning_rate * self.learning_rate_fraction,
+            learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
             self._show(),
         )
         self._probabilities, self._steps = probabilities, steps
@@ -333,12 +354,59 @@ class Engine:
             "buffer_fill": self.buffer.size / self.buffer.capacity,
             "synthesized": float(self.synthesized),
             "student_steps": float(self._steps),
+            "candidates": float(len(candidates.samples)),
+            "rollbacks": float(self.guard.rollbacks),
         }
         self.statistics = host | dict(zip(tensors, values, strict=True))
         return self.statistics
 
+    def recover(self, statistics: Statistics) -> Statistics:
+        """Hold a good round's state; after a bad one, take the part in trouble back to the last good one.
+
+        Raises:
+            NumericalError: that did not help; the networks are those of the last good round.
+        """
+        start = time.perf_counter()
+        guard = self.guard
+        found = trouble_in(statistics, guard.statistics)
+        if not found:
+            guard.note_good_round()
+            guard.hold(self._parts(), statistics)
+            self._take_time("rest", start)
+            return statistics
+        parts = {trouble.part for trouble in found}
+        worth_a_try = guard.note_trouble(parts)
+        self._take_back(parts)
+        if not worth_a_try:
+            tried = guard.tries - 1
+            raise NumericalError(
+                f"{found[0].what} in round {self.round}, again after {tried} times back with half the step: "
+                f"training diverged; {found[0].advice}"
+            )
+        self.statistics, judged_by = repaired(statistics, guard.statistics, parts)
+        self.statistics["rollbacks"] = float(guard.rollbacks)
+        guard.hold(self._parts(), judged_by)
+        return self.statistics
+
+    def _parts(self) -> dict[str, Any]:
+        """The states of what can get into numerical trouble, not copied."""
+        student = {"network": self.student.state_dict(), "optimizer": self.distiller.optimizer.state_dict()}
+        return {"student": student, "generator": self.inverter.state_dict()}
+
+    def _take_back(self, parts: set[str]) -> None:
+        if "student" in parts:
+            self.student.load_state_dict(self.guard.good["student"]["network"])
+            self.distiller.optimizer.load_state_dict(copied(self.guard.good["student"]["optimizer"]))
+            delta = self.buffer.delta
+            largest = delta.nan_to_num(0.0, 0.0, 0.0).max()
+            self.buffer.delta = torch.where(delta.isfinite(), delta, largest)
+        if "generator" in parts:
+            self.inverter.load_state_dict(copied(self.guard.good["generator"]))
+        self.inverter.slow_down(self.guard.step["generator"])
+
     # -- pieces of the phases -------------------------------------------------------------------------------
 
+    _asked_for: Tensor | None = None  # the newest target classes
     _term_values: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
     _probabilities: Tensor | None = None
     _steps: int = 0
@@ -346,7 +414,8 @@ class Engine:
     def _targets(self, counts: Tensor, w_div: float) -> Tensor:
         prior = selection.class_prior(counts, w_div)
         inverted = self.config.inversion.images - self.textures
-        return selection.draw(prior.double(), inverted, self.random["inversion"])
+        self._asked_for = selection.draw(prior.double(), inverted, self.random["inversion"])
+        return self._asked_for
 
     def _make(self, targets: Tensor, student: nn.Module | None, adversarial: float) -> Tensor:
         """Images inverted for `targets` (B,), and textures beside them: -> (M, H, W, c) uint8."""
@@ -421,17 +490,34 @@ class Engine:
             p = self._probabilities
             facts["replay_ess"] = 1.0 / (p.square().sum() * len(p))
             facts["replay_top_decile"] = torch.topk(p, max(1, len(p) // 10)).values.sum()
+        new, usable = candidates.samples, candidates.samples.usable()
+        inverted = slice(0, max(len(new) - self.textures, 1))
+        classes_made = torch.zeros_like(share).scatter_add_(0, new.classes[inverted], usable[inverted].float())
+        facts |= {
+            "candidates_broken": len(new) - usable.sum(),
+            "candidate_classes": (classes_made > 0).sum(),
+            "candidate_pixel_spread": new.images[inverted].float().std(dim=0, correction=0).mean(),
+            "target_share_max": self._largest_target_share(),
+            "student_finite": all_finite(self._parts()["student"]),
+            "generator_finite": all_finite(self._parts()["generator"]),
+        }
         for name, values in {
             "confidence": held.confidence,
             "delta": self.buffer.delta[:n],
             "age": (self.round - self.buffer.entered[:n]).float(),
             "visits": self.buffer.visits[:n].float(),
-            "candidate_confidence": candidates.samples.confidence,
-            "candidate_delta": candidates.delta,
+            "candidate_confidence": torch.where(usable, new.confidence, 0.0),
+            "candidate_delta": torch.where(usable, candidates.delta, 0.0),
         }.items():
             for quantile, value in zip(QUANTILES, quantiles(values), strict=True):
                 facts[f"{name}_q{round(100 * quantile)}"] = value
         return facts | {f"term_{name}": value for name, value in self._term_values.items()}
+
+    def _largest_target_share(self) -> Tensor:
+        """Share of the class that was asked for most often."""
+        if self._asked_for is None or len(self._asked_for) == 0:
+            return torch.ones((), device=self.device)
+        return selection.class_counts(self._asked_for, self.spec.num_classes).max() / len(self._asked_for)
 
     def _take_time(self, phase: str, start: float) -> None:
         took = time.perf_counter() - start
@@ -469,6 +555,7 @@ class Engine:
             "phase_seconds": dict(self.phase_seconds),
             "statistics": dict(self.statistics),
             "steps": self._steps,
+            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -486,6 +573,9 @@ class Engine:
         self.phase_seconds = dict(state["phase_seconds"])
         self.statistics = dict(state["statistics"])
         self._steps = state["steps"]
+        self.guard.load_state_dict(state["guard"])
+        self.guard.hold(self._parts(), self.guard.statistics)
+        self.inverter.slow_down(self.guard.step["generator"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import math
 import re
 import sys
 import tempfile
@@ -98,15 +97,17 @@ def run(
     folder: RunFolder | None,
     display: Display,
     resumed: dict[str, Any] | None = None,
+    policy: Any = None,
 ) -> Result:
     """One distillation: the policy decides, the environment plays the round, until the budget is spent.
 
-    `resumed` is the state that a checkpoint held, where a run goes on from one.
+    `resumed` is the state that a checkpoint held, where a run goes on from one. `policy` decides instead of the one
+    that the configuration names.
     """
     from agents import choose_policy
     from envs import SampleSelectionEnv
 
-    policy = choose_policy(config.policy, config.seed, config.policy_file, config.adapt)
+    policy = policy or choose_policy(config.policy, config.seed, config.policy_file, config.adapt)
     env = SampleSelectionEnv(engine=engine, reward=getattr(policy, "reward", "probe"))
     saver = Saver(config.checkpoint, folder, display)
     _say_what_is_missing(engine, display)
@@ -121,10 +122,13 @@ def run(
         tracker = Tracker(config, engine, folder, display.warn, policy) if folder is not None else None
         while not engine.finished:
             action, _ = policy.predict(observation, deterministic=True)
-            observation, reward, _, _, info = env.step(action)
+            try:
+                observation, reward, _, _, info = env.step(action)
+            except (NumericalError, torch.OutOfMemoryError, MemoryError) as error:
+                close(metrics, tracker)
+                raise _with_what_is_left(error, engine, saver) from error
             if hasattr(policy, "learn"):
                 policy.learn(float(reward), observation, engine.finished)
-            _require_finite(engine.statistics, saver)
             line = {**info["statistics"], **info["coefficients"], "reward": env.memory.gain}
             every = config.tracking.evaluate_every
             measured = engine.accuracy(engine.student) if every and engine.round % every == 0 else None
@@ -155,20 +159,38 @@ def run(
     return Result(engine.student, summary, history, folder.path if folder is not None else None)
 
 
-def _require_finite(statistics: Statistics, saver: Saver) -> None:
-    """End a run whose student has left the finite numbers, before that is saved over what was still good."""
-    for name in ("replay_loss", "probe_kl"):
-        if not math.isfinite(statistics[name]):
-            raise NumericalError(
-                f"{name} is {statistics[name]} in round {statistics['round']:.0f}: training diverged; lower "
-                f"distillation.learning_rate or set distillation.clip; {how_to_go_on(saver.folder, saver.saved)}"
-            )
+OUT_OF_MEMORY = "out of memory: lower inversion.images, distillation.batch, buffer.views or buffer.capacity"
+SO_FAR = "student.so-far.safetensors"
+
+
+def _with_what_is_left(error: Exception, engine: Engine, saver: Saver) -> NumericalError:
+    """`error` as the end of a run, with where its student is and how to go on; puts the student there."""
+    what = str(error) if isinstance(error, NumericalError) else OUT_OF_MEMORY
+    kept = "its student so far is in memory only"
+    if saver.folder is not None:
+        kept = f"its student so far is in {saver.folder / SO_FAR}"
+        try:
+            save_weights(engine.student, saver.folder / SO_FAR)
+        except CheckpointError as failed:
+            kept = f"its student so far was not written ({str(failed).rstrip('.')})"
+    return NumericalError(f"{what}; {kept}; {how_to_go_on(saver.folder, saver.saved)}")
+
+
+def close(metrics: MetricsFile | None, tracker: Tracker | None) -> None:
+    """Let what was noted of the run reach the disk."""
+    for open_file in (metrics, tracker):
+        if open_file is not None:
+            open_file.close()
 
 
 def _say_what_looks_wrong(statistics: Statistics, metrics: MetricsFile | None, display: Display) -> None:
     """What does not end a run but should be known; each sentence is shown once."""
     if metrics is not None and metrics.error is not None:
         display.warn(f"{METRICS} cannot be written ({metrics.error.strerror}); the run goes on without it.")
+    if statistics["rollbacks"]:
+        display.warn("a round was taken back for numerical trouble; `rollbacks` of metrics.jsonl counts such rounds.")
+    if statistics["candidates_broken"]:
+        display.warn("the teacher's answer to some candidates is not finite; they are left out.")
     if statistics["class_share_max"] > 0.9:
         display.warn("nine tenths of the buffer are of one class; w_div above 0 or the balance term spreads them.")
 
@@ -236,6 +258,7 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "buffer_images": engine.buffer.size,
         "synthesized_images": engine.synthesized,
         "rounds": engine.round,
+        "rollbacks": engine.guard.rollbacks,
         "budget_spent": engine.spent,
         "seconds": round(engine.seconds, 3),
         "phase_seconds": {name: round(s, 3) for name, s in engine.phase_seconds.items()},
@@ -341,12 +364,6 @@ def _newest_state(folder: RunFolder, display: Display) -> dict[str, Any] | None:
     return resumed
 
 
-OUT_OF_MEMORY = (
-    "out of memory: lower inversion.images, distillation.batch, buffer.views or buffer.capacity; "
-    "--resume goes on from the last checkpoint if it was passing."
-)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
@@ -364,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped before the run began", file=sys.stderr)
         return 130
     except (torch.OutOfMemoryError, MemoryError):
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY}.", file=sys.stderr)
         return NumericalError.exit_code
     except ImportError as error:
         print(f"error: {_shadowed(error)}", file=sys.stderr)

@@ -22,6 +22,7 @@ from torch import Tensor
 MOST_TRIES = 3
 HEALED_AFTER = 100  # good rounds after which the tries count anew; steps stay as small as they have become
 FEWEST_FOR_COLLAPSE = 16  # candidates: fewer may all be of one class by chance
+MOSTLY_ONE_TARGET = 0.75  # share of one target class from which on candidates of one class are no collapse
 SAME_IMAGE = 0.5  # mean deviation of a pixel between images, of 255, below which they are one image
 
 
@@ -59,10 +60,25 @@ def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Tr
             found.append(
                 Trouble("generator", "the generator collapsed: every candidate is the same image", lower_rates)
             )
-        elif classes == 1 < before.get("candidate_classes", 0.0) and now["target_classes"] > 1:
+        elif classes == 1 < before.get("candidate_classes", 0.0) and now["target_share_max"] < MOSTLY_ONE_TARGET:
             advice = f"give inversion.terms.balance a weight or {lower_rates}"
             found.append(Trouble("generator", "the generator collapsed: every candidate is of one class", advice))
     return found
+
+
+STUDENTS_FACTS = ("probe_kl", "probe_agreement", "replay_loss", "replay_agreement")
+GENERATORS_FACTS = ("candidate_pixel_spread", "candidate_classes")
+
+
+def repaired(
+    now: Mapping[str, float], good: Mapping[str, float], parts: set[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The statistics after `parts` went back: as they are reported, and as the next round is judged by."""
+    back = STUDENTS_FACTS if "student" in parts else ()
+    reported = {
+        name: good.get(name, 0.0) if name in back or not math.isfinite(value) else value for name, value in now.items()
+    }
+    return reported, reported | {name: good[name] for name in GENERATORS_FACTS if name in good}
 
 
 class Guard:

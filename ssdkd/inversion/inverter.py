@@ -54,6 +54,7 @@ class Search:
         self.random = random
         self.autocast = autocast
         self.remembered: list[tuple[Tensor, Tensor]] | None = None
+        self.pace = 1.0  # share of the rates of `settings`
         used = {name for name, weight in settings.terms.items() if weight}
         self._reads = {TERMS[name].reads for name in used}
         if not observer.has_batch_norm:
@@ -120,6 +121,10 @@ class Search:
             for (past_mean, past_variance), (mean, variance) in zip(self.remembered, seen, strict=True)
         ]
 
+    def slow_down(self, pace: float) -> None:
+        """Go on with this share of the rates in the settings."""
+        self.pace = pace
+
     def state_dict(self) -> dict[str, Any]:
         return {"remembered": self.remembered}
 
@@ -166,8 +171,8 @@ class Inverter(Search):
         parameters = list(fast.parameters())
         optimizer = torch.optim.Adam(
             [
-                {"params": parameters, "lr": settings.generator_rate},
-                {"params": [latents], "lr": settings.latent_rate},
+                {"params": parameters, "lr": settings.generator_rate * self.pace},
+                {"params": [latents], "lr": settings.latent_rate * self.pace},
             ],
             betas=(0.5, 0.999),
             foreach=True,
@@ -182,12 +187,14 @@ class Inverter(Search):
             scene = self._look(images, targets, student)
             loss, values = self._weigh(scene, adversarial)
             gradients = torch.autograd.grad(loss, [*parameters, latents])
+            gradients = tuple(g.nan_to_num(0.0, 0.0, 0.0) for g in gradients)  # of a teacher that answers NaN
             detached, seen = loss.detach(), images.detach()
             if best_loss is None:
                 best_loss, best_images = detached, seen
             else:
-                best_images = torch.where(detached < best_loss, seen, best_images)
-                best_loss = torch.minimum(detached, best_loss)
+                better = (detached < best_loss) | ~best_loss.isfinite()
+                best_images = torch.where(better, seen, best_images)
+                best_loss = torch.where(better, detached, best_loss)
             if summed:
                 torch._foreach_add_(summed, gradients[:-1])
             for parameter, gradient in zip([*parameters, latents], gradients, strict=True):
@@ -214,6 +221,11 @@ class Inverter(Search):
                 parameter.grad = gradient
             self.base_optimizer.step()
         torch._foreach_copy_(list(self.base.buffers()), list(self.adapted.buffers()))
+
+    def slow_down(self, pace: float) -> None:
+        super().slow_down(pace)
+        for group in self.base_optimizer.param_groups:
+            group["lr"] = self.settings.meta_rate * pace
 
     def state_dict(self) -> dict[str, Any]:
         of_generator = {"base": self.base.state_dict(), "base_optimizer": self.base_optimizer.state_dict()}
@@ -256,8 +268,9 @@ class TextureInverter(Search):
             loss, values = self._weigh(scene, adversarial)
             (slope,) = torch.autograd.grad(loss, images)
             # the same step for every image, however steep its loss; outliers cut, so that it spreads over pixels
+            slope = slope.nan_to_num(0.0, 0.0, 0.0)  # of a teacher that answers NaN
             slope = slope / (slope.abs().mean(dim=(1, 2, 3), keepdim=True) + 1e-12)
-            images = (images.detach() - self.settings.pixel_rate * slope.clamp(-2.0, 2.0)).clamp(0.0, 1.0)
+            images = (images.detach() - self.settings.pixel_rate * self.pace * slope.clamp(-2.0, 2.0)).clamp(0.0, 1.0)
             values = {"loss": loss.detach(), **values}
         if scene.batch:
             self._remember(scene.batch)

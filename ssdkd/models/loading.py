@@ -267,7 +267,8 @@ def _fitting(path: Path, name: str, found: torch.Tensor, expected: torch.Tensor)
 
 
 def _first_few(items: Sequence[str]) -> str:
-    return ", ".join(items[:_NAMES_SHOWN]) + (", ..." if len(items) > _NAMES_SHOWN else "")
+    shown = ", ".join(item[:120] for item in items[:_NAMES_SHOWN])
+    return shown + (", ..." if len(items) > _NAMES_SHOWN else "")
 
 
 def _shape(tensor: torch.Tensor) -> str:

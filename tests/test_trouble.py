@@ -1,0 +1,258 @@
+"""Promises about numerical trouble: noticed within its round, undone a few times, then a clear end."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_engine import TINY, changed, digits_teacher, small_student, tiny_engine
+from torch import Tensor, nn
+
+from ssdkd.coefficients import Coefficients
+from ssdkd.distiller import Distiller
+from ssdkd.engine import Engine
+from ssdkd.errors import NumericalError
+from ssdkd.run import distill, main
+from ssdkd.trouble import MOST_TRIES, Guard, all_finite
+
+LONG = changed(rounds=12)
+
+
+def play(engine: Engine, rounds: int | None = None) -> list[dict[str, float]]:
+    """Statistics of the start and of every round."""
+    loop = engine.loop()
+    seen = [dict(next(loop))]
+    while not engine.finished and (rounds is None or len(seen) <= rounds):
+        seen.append(dict(loop.send(Coefficients())))
+    return seen
+
+
+def spoil_student(monkeypatch: pytest.MonkeyPatch, *rounds: int) -> list[float]:
+    """Put NaN into the student after the replay of these rounds (counted from 1): -> the learning rates used."""
+    replay, rates = Distiller.replay, []
+
+    def spoiled(self: Distiller, buffer: Any, rows: Tensor, weights: Tensor, rate: float, show: Any) -> Any:
+        rates.append(rate)
+        replayed = replay(self, buffer, rows, weights, rate, show)
+        if len(rates) in rounds:
+            with torch.no_grad():
+                next(self.student.parameters()).view(-1)[0] = math.nan
+                buffer.delta[0] = math.nan
+        return replayed
+
+    monkeypatch.setattr(Distiller, "replay", spoiled)
+    return rates
+
+
+class NanWhere(nn.Module):
+    """A teacher that answers NaN for the images that `chosen` names."""
+
+    def __init__(self, chosen: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.teacher, self.chosen = digits_teacher(), chosen
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.teacher(images)
+        return answer.masked_fill(self.chosen(images)[:, None], math.nan)
+
+
+# -- the student ------------------------------------------------------------------------------------------
+
+
+def test_a_student_that_leaves_the_finite_numbers_goes_back_to_the_round_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = changed(rounds=8, distillation={"schedule": "constant"})
+    rates = spoil_student(monkeypatch, 3)
+    engine = tiny_engine(options)
+    loop = engine.loop()
+    next(loop)
+    for _ in range(2):
+        loop.send(Coefficients())
+    before = copy.deepcopy(engine.student.state_dict())
+    generator = copy.deepcopy(engine.inverter.state_dict()["base"])
+    third = loop.send(Coefficients())
+    assert third["rollbacks"] == 1
+    assert third["student_finite"] == 0, "what happened is told"
+    assert all(math.isfinite(value) for value in third.values()), "and what is computed from goes on being numbers"
+    assert all(torch.equal(value, before[name]) for name, value in engine.student.state_dict().items())
+    assert torch.isfinite(engine.buffer.delta).all()
+    assert not all(torch.equal(v, generator[n]) for n, v in engine.inverter.state_dict()["base"].items())
+    loop.send(Coefficients())
+    assert rates[3] == rates[2] / 2, "half the step from now on"
+    assert float(all_finite(engine.student.state_dict())) == 1.0
+
+
+def test_trouble_that_comes_back_ends_the_run_after_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_student(monkeypatch, *range(3, 100))
+    engine = tiny_engine(LONG)
+    with pytest.raises(NumericalError, match=r"training diverged; lower distillation\.learning_rate") as caught:
+        play(engine)
+    assert caught.value.exit_code == 3
+    assert engine.guard.rollbacks == MOST_TRIES + 1
+    assert engine.round == 2 + MOST_TRIES + 1
+    assert float(all_finite(engine.student.state_dict())) == 1.0, "what was learned so far is there"
+
+
+def test_a_round_in_trouble_does_not_count_for_ever() -> None:
+    guard = Guard()
+    for _ in range(20):
+        assert guard.note_trouble({"student"})
+        for _ in range(100):
+            guard.note_good_round()
+    assert guard.rollbacks == 20
+
+
+def test_a_run_with_a_rollback_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_student(monkeypatch, 3, 5)
+    whole = tiny_engine(LONG)
+    loop = whole.loop()
+    next(loop)
+    for _ in range(4):
+        loop.send(Coefficients())
+    saved = copy.deepcopy(whole.state_dict())
+    while not whole.finished:
+        last = loop.send(Coefficients())
+    assert last["rollbacks"] == 2
+
+    monkeypatch.undo()
+    spoil_student(monkeypatch, 1)
+    resumed = tiny_engine(LONG)
+    resumed.load_state_dict(saved)
+    again = play(resumed)[-1]
+    untimed = [{k: v for k, v in facts.items() if k != "seconds"} for facts in (last, again)]
+    assert untimed[0] == untimed[1]
+    for one, other in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# -- the generator ----------------------------------------------------------------------------------------
+
+
+def test_a_collapsed_generator_goes_back_and_takes_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(LONG)
+    loop = engine.loop()
+    next(loop)
+    loop.send(Coefficients())
+    base = copy.deepcopy(engine.inverter.state_dict()["base"])
+    invert = engine.inverter.invert
+
+    def collapsed(*arguments: Any) -> Any:
+        images, values = invert(*arguments)
+        return images[:1].expand_as(images).contiguous(), values
+
+    monkeypatch.setattr(engine.inverter, "invert", collapsed)
+    statistics = loop.send(Coefficients())
+    assert statistics["rollbacks"] == 1
+    assert statistics["candidate_pixel_spread"] == 0.0
+    assert all(torch.equal(v, base[n]) for n, v in engine.inverter.state_dict()["base"].items())
+    assert engine.inverter.pace == 0.5
+    assert engine.guard.step["student"] == 1.0, "only the part in trouble"
+    monkeypatch.undo()
+    assert loop.send(Coefficients())["rollbacks"] == 1
+
+    monkeypatch.setattr(engine.inverter, "invert", collapsed)
+    with pytest.raises(NumericalError, match="generator collapsed: every candidate is the same image"):
+        _ = [loop.send(Coefficients()) for _ in range(10)]
+
+
+def test_candidates_of_one_class_where_many_were_asked_for_are_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(LONG)
+    loop = engine.loop()
+    assert next(loop)["candidate_classes"] > 1
+    label = engine._label
+
+    def of_one_class(images: Tensor) -> Any:
+        samples = label(images)
+        samples.classes.fill_(3)
+        return samples
+
+    monkeypatch.setattr(engine, "_label", of_one_class)
+    assert loop.send(Coefficients())["rollbacks"] == 1
+
+
+def test_a_generator_with_nan_in_it_goes_back() -> None:
+    engine = tiny_engine(LONG)
+    loop = engine.loop()
+    next(loop)
+    with torch.no_grad():
+        next(engine.inverter.base.parameters()).view(-1)[0] = math.nan  # type: ignore[attr-defined]
+    statistics = loop.send(Coefficients())
+    assert statistics["generator_finite"] == 0
+    assert statistics["rollbacks"] == 1
+    assert loop.send(Coefficients())["generator_finite"] == 1
+
+
+# -- the teacher ------------------------------------------------------------------------------------------
+
+
+def one_in(many: int) -> Callable[[Tensor], Tensor]:
+    """About one image in so many, for no reason that a search could find."""
+    return lambda images: (images.double().abs().sum(dim=(1, 2, 3)) * 1e4).long() % many == 0
+
+
+def test_images_that_the_teacher_answers_with_nan_never_enter_the_buffer() -> None:
+    engine = tiny_engine(LONG, teacher=NanWhere(one_in(150)))
+    seen = play(engine)
+    assert sum(facts["candidates_broken"] for facts in seen) > 0, "the teacher did misbehave"
+    assert torch.isfinite(engine.buffer.filled().logits).all()
+    assert torch.isfinite(engine.buffer.delta).all()
+    assert torch.isfinite(engine.probe_logits).all()
+    assert all(math.isfinite(value) for name, value in seen[-1].items() if not name.startswith("term_"))
+    assert seen[-1]["probe_kl"] < seen[0]["probe_kl"], "and the student learns all the same"
+
+
+def test_a_teacher_that_often_answers_nan_is_named_as_the_cause() -> None:
+    engine = tiny_engine(LONG, teacher=NanWhere(one_in(5)))
+    with pytest.raises(NumericalError, match=r"the teacher's answer is not finite for \d+ of 32 candidates"):
+        play(engine)
+    assert torch.isfinite(engine.buffer.filled().logits).all()
+    assert float(all_finite(engine.student.state_dict())) == 1.0
+
+
+def test_a_teacher_of_nothing_but_nan_is_one_sentence() -> None:
+    engine = tiny_engine(teacher=NanWhere(lambda images: torch.ones(len(images), dtype=torch.bool)))
+    with pytest.raises(NumericalError, match=r"not finite for any of the first images: .* image\.mean"):
+        next(engine.loop())
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_ends_with_3_says_what_to_do_and_leaves_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil_student(monkeypatch, *range(5, 100))
+    argv = ["--rounds", "20", "--inversion.images", "32", "--inversion.steps", "2", "--inversion.warmup", "2"]
+    argv += ["--distillation.steps", "3", "--checkpoint.rounds", "1", "--tracking.report", "off"]
+    assert main([*argv, "--out", str(tmp_path)]) == 3
+    (folder,) = tmp_path.iterdir()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert f"its student so far is in {folder / 'student.so-far.safetensors'}" in said
+    assert "saved as of round 7" in said
+    assert "--resume" in said
+    assert (folder / "student.so-far.safetensors").is_file()
+    assert not (folder / "student.safetensors").exists(), "that name is for a run that ended well"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rollbacks"] for line in lines] == [0, 0, 0, 0, 1, 2, 3]
+
+
+def test_the_library_gives_the_last_good_student_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_student(monkeypatch, *range(3, 100))
+    student = small_student()
+    options = {k: v for k, v in TINY.items() if k != "rounds"}
+    with pytest.raises(NumericalError, match="nothing was saved"):
+        distill(digits_teacher(), student, dataset="digits", rounds=12, **options)
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+
+
+def test_the_summary_counts_rollbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_student(monkeypatch, 2)
+    options = {k: v for k, v in TINY.items() if k != "rounds"}
+    result = distill(digits_teacher(), small_student(), dataset="digits", rounds=6, **options)
+    assert result.summary["rollbacks"] == 1
