@@ -1,0 +1,524 @@
+"""Does selection pay? Policies compared at equal compute, over several seeds.
+
+    python -m benchmarks.selection --out runs/selection                                    # digits, 10 seeds
+    python -m benchmarks.selection --tasks digits mnist --data-root DATA --teacher lenet5_bn.safetensors
+    python -m benchmarks.selection --policies ssdkd "schedule={alpha: 0.6, effort: [2, 0.5]}" --jobs 2
+
+Every run is one distillation with a run folder of its own in `--out`, so that `tensorboard --logdir OUT` and
+`python -m ssdkd.report OUT/*/` show them on the same axes. A run that is finished is not repeated: stop and start
+as you like, add seeds and policies later. Options that are not listed go to every run, as those of `ssdkd.run`:
+`--rounds 40 --buffer.capacity 100`.
+
+All policies of a seed start from the same student, generator and probe, and get the same budget. The figures are
+interquartile means over seeds, with the 95 % interval of a percentile bootstrap (`scipy.stats.bootstrap`):
+
+| figure | meaning |
+| --- | --- |
+| final | accuracy of the student handed out, in percent |
+| area | mean accuracy over the budget: early and high |
+| final_in_time, area_in_time | the same over seconds of work, up to where the fastest run of that seed ended |
+| area_over_ssdkd | its area less that of ssdkd from the same seed |
+| reaches_ssdkd | share of the budget at which its curve (interquartile mean) first reaches ssdkd's final accuracy |
+| rank_correlation | Spearman, within a run, of accuracy and -log KL on the probe; median over the runs |
+
+Seconds are those of the machine: with `--jobs` above 1, or others at work on it, take them with a grain of salt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from agents import choose_policy
+from agents.evaluate import FIXED, area_under, schedule
+from agents.policies import DEFAULT, load_policy
+from agents.tasks import merged
+from ssdkd import run as command
+from ssdkd.build import build_engine
+from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_yaml, to_yaml
+from ssdkd.errors import ConfigError, NumericalError, SsdkdError
+from ssdkd.files import atomic_write_bytes, atomic_write_text
+from ssdkd.report import POLICY_COLOURS
+from ssdkd.tracking import Display, RunFolder
+from ssdkd.tracking.charts import COLOURS, Band, Chart, Line, to_pixels, to_svg
+from ssdkd.tracking.events import to_png
+from ssdkd.tracking.folder import CONFIG, METRICS, SUMMARY
+from ssdkd.tracking.metrics import read_metrics
+
+MARK = "benchmark.json"  # in the folder of a run: that it is one of these, and where its curve begins
+GRID = np.linspace(0.0, 1.0, 101)
+# Tight enough that selection matters; any option may be given anew on the command line.
+TASKS: dict[str, dict[str, Any]] = {
+    "digits": {"rounds": 60},
+    "mnist": {"rounds": 60, "threads": 1, "tracking": {"evaluate_every": 2}},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    task: str
+    policy: str  # its name in the results
+    seed: int
+    rule: str  # what decides: a fixed policy's name, `learned`, or coefficients
+    digest: str  # of a learned policy
+    config: RunConfig
+
+    def folder(self, root: Path) -> Path:
+        names = (re.sub(r"[^\w.-]+", "_", name) for name in (self.task, self.policy))
+        return root / f"{'-'.join(names)}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to: its curve, from the untrained student on, and its end."""
+
+    task: str
+    policy: str
+    seed: int
+    shares: list[float]  # of the budget
+    seconds: list[float]  # of work
+    accuracy: list[float]  # percent, at these
+    probe_kl: list[float]  # nats, at these but the first
+    final: float
+
+
+# ----------------------------------------------------------------------------------------------------
+# Statistics
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An interquartile mean over seeds and its 95 % interval; without an interval where there is one seed."""
+
+    value: float
+    low: float | None
+    high: float | None
+    values: list[float] = field(default_factory=list)
+
+
+def middle(values: Any, axis: int = -1) -> Any:
+    """Interquartile mean along an axis: the lowest and the highest quarter of the seeds left out, rounded down."""
+    from scipy import stats
+
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Interquartile mean and percentile bootstrap over (seeds,)."""
+    from scipy import stats
+
+    held = np.asarray(values, dtype=np.float64)
+    value = float(middle(held))
+    if len(held) < 2:
+        return Estimate(value, None, None, held.tolist())
+    interval = stats.bootstrap(
+        (held,),
+        middle,
+        confidence_level=0.95,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), held.tolist())
+
+
+def band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same interval at every point: (seeds, points) -> lower and upper edge, (points,) each."""
+    from scipy import stats
+
+    if len(curves) < 2:
+        return curves[0], curves[0]
+    found = stats.bootstrap(
+        (curves,),
+        middle,
+        axis=0,
+        method="percentile",
+        n_resamples=2000,
+        batch=100,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return found.low, found.high
+
+
+def area_until(x: Sequence[float], y: Sequence[float], end: float) -> float:
+    """Mean of a curve over [0, end]: cut there; level before its first point and after its last."""
+    kept = [(0.0, y[0]), *((a, b) for a, b in zip(x, y, strict=True) if 0 < a < end)]
+    kept.append((end, float(np.interp(end, x, y))))
+    return area_under([a / end for a, _ in kept], [b for _, b in kept])
+
+
+def first_reached(x: Sequence[float], y: Sequence[float], target: float) -> float | None:
+    """Where a curve first comes to `target`, None where it never does."""
+    return next((float(a) for a, b in zip(x, y, strict=True) if b >= target), None)
+
+
+def rank_correlation(probe_kl: Sequence[float], accuracy: Sequence[float]) -> float | None:
+    """Spearman's, of -log KL on the probe and accuracy over the rounds of a run; None where one is constant."""
+    from scipy import stats
+
+    known = [(-math.log(kl), right) for kl, right in zip(probe_kl, accuracy, strict=True) if 0 < kl < math.inf]
+    if any(len({pair[side] for pair in known}) < 2 for side in (0, 1)):
+        return None
+    return float(stats.spearmanr(*zip(*known, strict=True)).statistic)
+
+
+def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures of one task's runs, by policy; seeds that not every policy has are left out."""
+    policies = list(dict.fromkeys(o.policy for o in outcomes))
+    of = {(o.policy, o.seed): o for o in outcomes}
+    seeds = [s for s in sorted({o.seed for o in outcomes}) if all((p, s) in of for p in policies)]
+    if not seeds:
+        raise ConfigError("there is no seed that every policy has finished; let the runs come to their end.")
+    times = {s: min(of[p, s].seconds[-1] for p in policies) for s in seeds}
+    areas = {p: [area_under(of[p, s].shares, of[p, s].accuracy) for s in seeds] for p in policies}
+    target = float(middle([of["ssdkd", s].final for s in seeds])) if "ssdkd" in policies else None
+    found: dict[str, Any] = {}
+    for p in policies:
+        runs = [of[p, s] for s in seeds]
+        ranks = [rank_correlation(o.probe_kl, o.accuracy[1:]) for o in runs]
+        known = [rank for rank in ranks if rank is not None]
+        told: dict[str, Any] = {
+            "final": asdict(estimate([o.final for o in runs])),
+            "area": asdict(estimate(areas[p])),
+            "final_in_time": asdict(estimate([float(np.interp(times[o.seed], o.seconds, o.accuracy)) for o in runs])),
+            "area_in_time": asdict(estimate([area_until(o.seconds, o.accuracy, times[o.seed]) for o in runs])),
+            "rank_correlation": float(np.median(known)) if known else None,
+            "rank_correlations": ranks,
+            "seconds": float(np.median([o.seconds[-1] for o in runs])),
+        }
+        if target is not None:
+            rises = [mine - its for mine, its in zip(areas[p], areas["ssdkd"], strict=True)]
+            told["area_over_ssdkd"] = asdict(estimate(rises))
+            curve = middle([np.interp(GRID, o.shares, o.accuracy) for o in runs], axis=0)
+            told["reaches_ssdkd"] = first_reached(GRID.tolist(), curve.tolist(), target)
+        found[p] = told
+    return {"seeds": seeds, "policies": found}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Runs
+# ----------------------------------------------------------------------------------------------------
+
+
+def play(job: Job, root: Path) -> Outcome:
+    """Make the run of a job, unless it is there already."""
+    folder = RunFolder(job.folder(root))
+    if (folder / SUMMARY).is_file():
+        _refuse_another(job, folder)
+        return read(job, folder)
+    if folder.path.exists():
+        if not (folder / MARK).is_file():
+            raise ConfigError(f"{folder.path} is in the way and is no run of this benchmark; choose another --out.")
+        shutil.rmtree(folder.path)  # a run that was cut off
+    fixed = schedule(job.rule) if job.rule.lstrip().startswith("{") else None
+    policy = fixed or choose_policy(job.rule, job.seed, job.config.policy_file)
+    engine = build_engine(job.config)
+    begins_at = engine.accuracy(engine.student)
+    if begins_at is None:
+        raise ConfigError(f"task {job.task} has no evaluation set to compare on; give --data-root.")
+    folder.path.mkdir(parents=True)
+    with folder.claimed():
+        folder.write_json(MARK, {"rule": job.rule, "digest": job.digest, "accuracy_at_start": begins_at})
+        folder.write_text(CONFIG, to_yaml(job.config))
+        try:
+            command.run(job.config, engine, folder, Display(quiet=True), policy=policy)
+        except (command.Stopped, command.StoppedAtOnce) as stopped:
+            raise SsdkdError("stopped; the same command goes on with the runs that are left.") from stopped
+    return read(job, folder)
+
+
+def read(job: Job, folder: RunFolder) -> Outcome:
+    """What a finished run's folder tells."""
+    summary, mark = folder.read_json(SUMMARY), folder.read_json(MARK)
+    measured = [line for line in read_metrics(folder / METRICS) if line.get("accuracy") is not None]
+    start, warmed = float(mark["accuracy_at_start"]), float(summary["phase_seconds"].get("warmup", 0.0))
+    return Outcome(
+        task=job.task,
+        policy=job.policy,
+        seed=job.seed,
+        shares=[0.0, *(line["progress"] for line in measured)],
+        seconds=[warmed, *(line["seconds"] for line in measured)],
+        accuracy=[start, *(line["accuracy"] for line in measured)],
+        probe_kl=[line["probe_kl"] if line["probe_kl"] is not None else math.inf for line in measured],
+        final=float(summary["student_accuracy"]),
+    )
+
+
+def _refuse_another(job: Job, folder: RunFolder) -> None:
+    """A finished run of the same name must be the same run."""
+    mark = folder.read_json(MARK) if (folder / MARK).is_file() else {}
+    held = dict(flat(read_yaml(str(folder / CONFIG))[0]))
+    wanted = dict(flat(yaml.safe_load(to_yaml(job.config))))
+    other = [k for k in {**held, **wanted} if held.get(k) != wanted.get(k) and not k.startswith(command.HARMLESS)]
+    other += [name for name in ("rule", "digest") if mark.get(name) != getattr(job, name)]
+    if other:
+        raise ConfigError(
+            f"{folder.path} is a run with another {other[0]}: choose another --out, or remove that folder."
+        )
+
+
+def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
+
+
+def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcome], list[str]]:
+    """-> what the runs came to, and a sentence for each that failed; some at once."""
+    outcomes: list[Outcome] = []
+    failed: list[str] = []
+
+    def note(job: Job, result: Any) -> None:
+        name = job.folder(root).name
+        try:
+            outcome = result()
+        except NumericalError as error:
+            failed.append(f"{name}: {error}")
+            print(f"  {failed[-1]}", flush=True)
+            return
+        outcomes.append(outcome)
+        print(f"  {name}: {outcome.final:.2f} % in {outcome.seconds[-1]:.1f} s", flush=True)
+
+    if at_once == 1:
+        for job in jobs:
+            note(job, lambda job=job: play(job, root))
+    else:
+        context = get_context("spawn")  # a forked PyTorch may hang
+        with ProcessPoolExecutor(at_once, context, torch.set_num_threads, (1,)) as pool:
+            futures = {pool.submit(play, job, root): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    note(futures[future], future.result)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    order = {(job.task, job.policy, job.seed): place for place, job in enumerate(jobs)}
+    return sorted(outcomes, key=lambda o: order[o.task, o.policy, o.seed]), failed
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is asked for
+# ----------------------------------------------------------------------------------------------------
+
+
+def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) -> RunConfig:
+    """The configuration of a task's runs, but for policy and seed."""
+    layer = merged(read_yaml(task)[0], {"tracking": {"evaluate_every": 1}}, TASKS.get(task, {}))
+    own: dict[str, Any] = {}
+    if task != "digits":  # whose teacher and images ship
+        own = {"data_root": given.data_root} if given.data_root else {}
+        own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
+    path = Path(given.out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(task).stem)}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, yaml.safe_dump(merged(layer, own), sort_keys=False))
+    config, _ = parse_command_line(
+        RunConfig,
+        ["--config", str(path), *options],
+        prog="python -m benchmarks.selection",
+        description="",
+        exclusive=("rounds", "minutes"),
+    )
+    if config.minutes is not None:
+        raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
+    if config.teacher.checkpoint is None:
+        raise ConfigError(f"task {task} needs a teacher: give --teacher FILE.")
+    config.checkpoint = CheckpointConfig(rounds=0, minutes=0.0)  # a run that was cut off begins anew
+    return config
+
+
+def named_rules(policies: Sequence[str]) -> dict[str, str]:
+    """Policies as the command line names them -> name in the results -> what decides."""
+    rules: dict[str, str] = {}
+    for text in policies:
+        found = re.fullmatch(r"(?:(\w+)=)?(\{.*\})", text.strip(), re.DOTALL)
+        name, rule = (found[1] or "schedule", found[2]) if found else (text, text)
+        if found:
+            schedule(rule)  # a mistake is noticed before the first run
+        elif name not in (*FIXED, "learned"):
+            raise ConfigError(
+                f"policies: {text!r} is none of {', '.join(FIXED)}, learned, nor coefficients such as "
+                "'name={alpha: 0.6, beta: [0.4, 1]}'."
+            )
+        if name in rules or (found and name in (*FIXED, "learned")):
+            raise ConfigError(f"policies: {name!r} is there twice; call the other 'NAME={{...}}'.")
+        rules[name] = rule
+    return rules
+
+
+def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Job], list[str]]:
+    """-> every run that is asked for, and a sentence for each policy that is left out."""
+    rules, left_out, digest = named_rules(given.policies), [], ""
+    if "learned" in rules:
+        if given.policy_file is None and not DEFAULT.is_file():
+            left_out.append("learned is left out: no policy ships with this version; give one with --policy-file.")
+            del rules["learned"]
+        else:
+            digest = load_policy(given.policy_file).fingerprint()
+    jobs = []
+    for task in dict.fromkeys(given.tasks):
+        shared = task_config(task, given, options)
+        for seed in range(given.first_seed, given.first_seed + given.seeds):
+            for name, rule in rules.items():
+                config = copy.deepcopy(shared)
+                config.seed, config.policy = seed, name
+                config.policy_file = given.policy_file if name == "learned" else None
+                label = task if task in TASKS else Path(task).stem
+                jobs.append(Job(label, name, seed, rule, digest if name == "learned" else "", config))
+    return jobs, left_out
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is shown
+# ----------------------------------------------------------------------------------------------------
+
+
+def shown(value: Any, digits: int = 2) -> str:
+    """An estimate, or a plain number, as text."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        text = f"{value['value']:.{digits}f}"
+        return text if value["low"] is None else f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return f"{value:.{digits}f}"
+
+
+COLUMNS = ("final", "area", "area_over_ssdkd", "final_in_time", "area_in_time", "reaches_ssdkd", "rank_correlation")
+
+
+def as_table(task: str, compared: dict[str, Any]) -> str:
+    """The figures of a task in Markdown."""
+    rows = [f"{task}, {len(compared['seeds'])} seeds", "", f"| policy | {' | '.join(COLUMNS)} |", "| --- " * 8 + "|"]
+    for policy, figures in compared["policies"].items():
+        rows.append(f"| {policy} | {' | '.join(shown(figures.get(name)) for name in COLUMNS)} |")
+    return "\n".join(rows)
+
+
+def charts(task: str, outcomes: Sequence[Outcome]) -> list[Chart]:
+    """Accuracy over compute and over seconds: interquartile mean and its interval, for each policy."""
+    policies = list(dict.fromkeys(o.policy for o in outcomes))
+    end = float(np.median([o.seconds[-1] for o in outcomes]))
+    axes = (("compute budget spent (%)", "shares", GRID, 100.0), ("seconds of work", "seconds", GRID * end, 1.0))
+    found = []
+    for label, key, grid, scale in axes:
+        lines, bands, late = [], [], []
+        for place, policy in enumerate(policies):
+            colour = POLICY_COLOURS.get(policy, COLOURS[(place + 2) % len(COLOURS)])
+            curves = np.stack([np.interp(grid, getattr(o, key), o.accuracy) for o in outcomes if o.policy == policy])
+            low, high = band(curves)
+            x = (scale * grid).tolist()
+            bands.append(Band(x, low.tolist(), high.tolist(), colour))
+            lines.append(Line(policy, x, middle(curves, axis=0).tolist(), colour))
+            late += [*low[len(grid) // 4 :], *high[len(grid) // 4 :]]
+        room = max(0.05 * (max(late) - min(late)), 0.1)
+        y_range = (max(min(late) - room, 0.0), min(max(late) + room, 100.0))
+        found.append(Chart(f"{task}: accuracy (%)", label, lines, bands, y_range=y_range))
+    return found
+
+
+def draw(drawn: Sequence[Chart], out: Path) -> None:
+    """The charts, two in a row, as PNG or SVG by the file's name."""
+    width, height = 480, 300
+    if out.suffix == ".svg":
+        parts = []
+        for place, chart in enumerate(drawn):
+            row, column = divmod(place, 2)
+            where = f'<svg x="{column * width}" y="{row * height}" width="{width}" height="{height}" '
+            parts.append(to_svg(chart, width, height).replace("<svg ", where, 1))
+        size = f'width="{2 * width}" height="{-(-len(drawn) // 2) * height}"'
+        style = "<style>svg{background:#fff;font-family:sans-serif}.rule{stroke:#dfe2e6}</style>"
+        text = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(parts)}</svg>\n'
+        atomic_write_text(out, text)
+    else:
+        atomic_write_bytes(out, to_png(to_pixels(drawn, columns=2, width=width, height=height)))
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The comparison, whole: -> what `--json` writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.selection",
+        description="Compare policies at equal compute.",
+        epilog="Any other option goes to every run, as those of ssdkd.run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", default="runs/selection", help="folder of all the run folders (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=["digits"], help="digits, mnist, or a run's YAML (%(default)s)")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        default=["uniform", "random", "ssdkd", "learned"],
+        help="uniform, random, ssdkd, learned, or coefficients: 'NAME={alpha: 0.6, beta: [0.4, 1]}' (all four)",
+    )
+    parser.add_argument("--policy-file", help="the learned policy; the one that ships")
+    parser.add_argument("--seeds", type=int, default=10, help="how many (%(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first one (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--data-root", help="where the evaluation sets lie; digits ship")
+    parser.add_argument("--teacher", help="weights of the teacher; those for digits ship")
+    parser.add_argument("--json", help="file for all figures and curves")
+    parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
+    given, options = parser.parse_known_args(argv)
+    for name in ("seeds", "jobs"):
+        if getattr(given, name) < 1:
+            raise ConfigError(f"{name}: at least 1.")
+    plot = Path(given.plot or Path(given.out) / "selection.png")
+    if plot.suffix not in (".png", ".svg"):
+        raise ConfigError(f"plot: {plot} must end in .png or .svg.")
+    jobs, left_out = jobs_for(given, options)
+    for sentence in left_out:
+        print(sentence)
+    outcomes, failed = play_all(jobs, Path(given.out), given.jobs)
+    by_task = {task: [o for o in outcomes if o.task == task] for task in dict.fromkeys(o.task for o in outcomes)}
+    result: dict[str, Any] = {"tasks": {}, "left_out": left_out, "failed": failed}
+    for task, own in by_task.items():
+        result["tasks"][task] = compare(own)
+        print(f"\n{as_table(task, result['tasks'][task])}")
+    result["runs"] = [asdict(o) for o in outcomes]
+    try:
+        draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
+        if given.json:
+            atomic_write_text(given.json, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"the results cannot be written: {error}.") from error
+    print(f"\nplot: {plot}\nruns: tensorboard --logdir {given.out}; python -m ssdkd.report {given.out}/*/")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    torch.set_num_threads(1)
+    try:
+        result = run(argv)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; pip install -e '.[bench]'", file=sys.stderr)
+        return ConfigError.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the runs that are left.", file=sys.stderr)
+        return 130
+    return 1 if result["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Promises of the comparison of policies: its figures are what they say, and a finished run is not repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from benchmarks import selection
+from benchmarks.selection import Outcome, area_until, compare, estimate, first_reached, rank_correlation
+from ssdkd.errors import ConfigError
+from ssdkd.report import read_run
+
+SMALL = [
+    *("--rounds", "3", "--inversion.images", "16", "--inversion.warmup", "2", "--inversion.steps", "2"),
+    *("--inversion.width", "8", "--buffer.capacity", "40", "--distillation.batch", "16", "--distillation.steps", "3"),
+    *("--probe.images", "16"),
+]
+SCHEDULE = "late={alpha: [0, 0.6], effort: 2}"
+
+
+def outcome(policy: str, seed: int, accuracy: list[float], pace: float = 1.0, kl: list[float] | None = None) -> Outcome:
+    """A run whose points lie at equal distances of the budget; a round takes `pace` seconds."""
+    rounds = len(accuracy) - 1
+    return Outcome(
+        task="t",
+        policy=policy,
+        seed=seed,
+        shares=[i / rounds for i in range(rounds + 1)],
+        seconds=[pace * i for i in range(rounds + 1)],
+        accuracy=accuracy,
+        probe_kl=kl or [math.exp(-a) for a in accuracy[1:]],
+        final=accuracy[-1],
+    )
+
+
+# -- statistics -----------------------------------------------------------------------------------------------
+
+
+def test_an_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
+    found = estimate([1.0, 2.0, 3.0, 1000.0])
+    assert found.value == 2.5
+    assert found.values == [1.0, 2.0, 3.0, 1000.0]
+    assert estimate([4.0, 6.0]).value == 5.0
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Of 200 samples of a normal distribution, 95 % or a little less, as a percentile bootstrap of 20 values does."""
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        sample = random.normal(3.0, 1.0, 20)
+        low, high = stats.bootstrap(
+            (sample,), selection.middle, n_resamples=500, method="percentile"
+        ).confidence_interval
+        inside += low <= 3.0 <= high
+    assert 0.86 < inside / 200 < 0.99
+    sample = random.normal(3.0, 1.0, 20)
+    found = estimate(sample.tolist())
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    assert found == estimate(sample.tolist()), "the same values give the same interval"
+
+
+def test_without_spread_or_with_one_seed_there_is_no_width() -> None:
+    same = estimate([5.0, 5.0, 5.0])
+    assert (same.low, same.value, same.high) == (5.0, 5.0, 5.0)
+    one = estimate([5.0])
+    assert (one.low, one.value, one.high) == (None, 5.0, None)
+
+
+def test_an_area_in_time_is_cut_or_goes_on_level() -> None:
+    assert area_until([0.0, 2.0], [0.0, 10.0], 1.0) == pytest.approx(2.5)
+    assert area_until([0.0, 2.0], [0.0, 10.0], 4.0) == pytest.approx(7.5)
+    assert area_until([1.0, 2.0], [4.0, 8.0], 2.0) == pytest.approx(5.0), "before its first point it is level"
+
+
+def test_where_a_curve_first_comes_to_a_value() -> None:
+    assert first_reached([0.0, 0.5, 1.0], [1.0, 3.0, 2.0], 2.5) == 0.5
+    assert first_reached([0.0, 1.0], [1.0, 2.0], 2.5) is None
+
+
+def test_rank_correlation_of_progress_and_accuracy() -> None:
+    assert rank_correlation([3.0, 2.0, 1.0], [10.0, 50.0, 60.0]) == pytest.approx(1.0)
+    assert rank_correlation([1.0, 2.0, 3.0], [10.0, 50.0, 60.0]) == pytest.approx(-1.0)
+    expected = stats.spearmanr([-3.0, -2.0, -2.5, -1.0], [1.0, 2.0, 3.0, 4.0]).statistic
+    assert rank_correlation([3.0, 2.0, 2.5, 1.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(expected)
+    assert rank_correlation([3.0, 2.0], [10.0, 10.0]) is None
+    assert rank_correlation([math.inf, 3.0, 2.0], [0.0, 10.0, 20.0]) == pytest.approx(1.0), "ruin is left out"
+
+
+def test_policies_are_compared_at_equal_compute_and_at_equal_time() -> None:
+    runs = [outcome("ssdkd", seed, [0.0, 40.0 + seed, 60.0 + seed]) for seed in range(4)]
+    runs += [outcome("fast", seed, [0.0, 80.0 + seed, 90.0 + seed], pace=2.0) for seed in range(4)]
+    found = compare(runs)
+    ours, its = found["policies"]["fast"], found["policies"]["ssdkd"]
+    assert found["seeds"] == [0, 1, 2, 3]
+    assert its["final"]["value"] == pytest.approx(61.5)
+    assert its["area"]["value"] == pytest.approx(0.5 * 20.75 + 0.5 * 51.5)
+    assert ours["area_over_ssdkd"]["value"] == pytest.approx(ours["area"]["value"] - its["area"]["value"])
+    assert ours["area_over_ssdkd"]["values"] == pytest.approx([27.5] * 4)
+    assert its["area_over_ssdkd"]["value"] == 0.0
+    assert ours["reaches_ssdkd"] == pytest.approx(0.38), "61.5 of 81.5, which it has at half the budget"
+    assert its["reaches_ssdkd"] == 1.0
+    assert ours["final_in_time"]["value"] == pytest.approx(81.5), "after 2 s, when ssdkd is at its end"
+    assert ours["area_in_time"]["value"] == pytest.approx(81.5 / 2)
+    assert ours["rank_correlation"] == pytest.approx(1.0)
+
+
+def test_seeds_that_a_policy_lacks_are_left_out() -> None:
+    runs = [outcome("ssdkd", 0, [0.0, 50.0]), outcome("ssdkd", 1, [0.0, 60.0]), outcome("random", 1, [0.0, 10.0])]
+    assert compare(runs)["seeds"] == [1]
+    with pytest.raises(ConfigError, match="no seed"):
+        compare([runs[0], runs[2]])
+
+
+# -- the script -----------------------------------------------------------------------------------------------
+
+
+def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "DEFAULT", tmp_path / "none.safetensors")
+    out, results = tmp_path / "runs", tmp_path / "results.json"
+    flags = ["--out", str(out), "--seeds", "2", "--json", str(results), *SMALL]
+    policies = ["--policies", "uniform", "random", "ssdkd", "learned", SCHEDULE]
+    assert selection.main([*flags, *policies]) == 0
+    said = capsys.readouterr().out
+    assert "learned is left out" in said
+    found = json.loads(results.read_text())
+    figures = found["tasks"]["digits"]["policies"]
+    assert list(figures) == ["uniform", "random", "ssdkd", "late"]
+    for name, told in figures.items():
+        assert f"| {name} |" in said
+        assert set(selection.COLUMNS) <= set(told)
+        assert 0 <= told["area"]["low"] <= told["area"]["value"] <= told["area"]["high"] <= 100
+    with Image.open(out / "selection.png") as picture:
+        picture.verify()
+    folders = sorted(path for path in out.iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == [
+        f"digits-{name}-seed{seed}" for name in ("late", "random", "ssdkd", "uniform") for seed in (0, 1)
+    ]
+    runs = [read_run(folder) for folder in folders]
+    assert {run.policy for run in runs} == {"uniform", "random", "ssdkd", "late"}
+    starts = [r["accuracy"][0] for r in found["runs"] if r["seed"] == 1]
+    assert len(set(starts)) == 1, "all policies of a seed start from the same student"
+    late = next(run for run in runs if run.policy == "late")
+    assert late.lines[0]["effort"] == pytest.approx(2.0, rel=1e-4)
+    assert all(list(folder.glob("events.out.tfevents.*")) for folder in folders), "TensorBoard shows them"
+    assert all(0.5 < run.last["progress"] <= 1.2 for run in runs), "the same budget for all"
+
+    before = {folder: (folder / "summary.json").stat().st_mtime_ns for folder in folders}
+    (out / "digits-uniform-seed1" / "summary.json").unlink()  # as if it had been cut off
+    assert selection.main([*flags, *policies, "--plot", str(tmp_path / "plot.svg")]) == 0
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
+    again = [f for f in folders if (f / "summary.json").stat().st_mtime_ns != before[f]]
+    assert [folder.name for folder in again] == ["digits-uniform-seed1"]
+    capsys.readouterr()
+    assert selection.main([*flags, *policies, "--student.arguments", "{widths: [4, 8, 8]}"]) == 2
+    assert "another student" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--policies", "best"], "best"),
+        (["--policies", "ssdkd", "{alfa: 1}"], "alfa"),
+        (["--policies", "{alpha: 1}", "{alpha: 0.5}"], "twice"),
+        (["--policies", "uniform", "ssdkd={alpha: 0.5}"], "twice"),
+        (["--minutes", "1"], "equal compute"),
+        (["--seeds", "0"], "seeds"),
+        (["--tasks", "mnist"], "--teacher"),
+        (["--tasks", "no_such_task"], "no_such_task"),
+        (["--plot", "plot.gif"], "plot"),
+        (["--wisdom", "3"], "wisdom"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
+    flags: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert selection.main(["--out", str(tmp_path), *flags]) == 2
+    told = capsys.readouterr().err
+    assert word in told
+    assert told.count("\n") == 1
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "digits-ssdkd-seed0" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
+    assert "in the way" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
