@@ -93,6 +93,7 @@ class InversionConfig:
     meta: str = option("fomaml", "how the base follows", choices=("fomaml", "reptile", "continue"))
     memory: float = option(0.0, "share of earlier batches in the batch-norm statistics", low=0, high=0.99)
     warmup: int = option(20, "rounds of inversion before the first student step", low=1)
+    warmup_kept: float = option(0.5, "share of the warm-up's images, its newest, that enters the buffer", low=0, high=1)
     terms: dict[str, float] | None = option(None, "weight of each loss term; null: chosen by the teacher's layers")
 
 
@@ -101,6 +102,7 @@ class BufferConfig:
     capacity: int = option(1000, "synthetic images kept", low=1)
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
+    fresh: bool = option(False, "whether a round's candidates take the place of all before them")
 
 
 @dataclass
@@ -110,6 +112,7 @@ class DistillationConfig:
     optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "adam", "adamw"))
     learning_rate: float = option(0.1, "the largest learning rate", low=0)
     momentum: float = option(0.9, "momentum of sgd", low=0)
+    nesterov: bool = option(True, "whether the momentum of sgd looks ahead")
     weight_decay: float = option(1e-4, "weight decay", low=0)
     schedule: str = option("cosine", "the learning rate over the budget", choices=("cosine", "constant"))
     temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)

@@ -22,9 +22,9 @@ def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
 
 
 def make_optimizer(
-    student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
+    student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
-    """The student's optimiser: sgd (Nesterov), adam or adamw, in the implementation without a Python loop."""
+    """The student's optimiser: sgd, adam or adamw, in the implementation without a Python loop."""
     parameters = [p for p in student.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(
@@ -32,7 +32,7 @@ def make_optimizer(
             lr=learning_rate,
             momentum=momentum,
             weight_decay=weight_decay,
-            nesterov=momentum > 0,
+            nesterov=nesterov and momentum > 0,
             foreach=True,
         )
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW

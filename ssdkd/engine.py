@@ -125,7 +125,12 @@ class Engine:
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation
         optimizer = make_optimizer(
-            self.student, learning.optimizer, learning.learning_rate, learning.momentum, learning.weight_decay
+            self.student,
+            learning.optimizer,
+            learning.learning_rate,
+            learning.momentum,
+            learning.weight_decay,
+            learning.nesterov,
         )
         self.distiller = Distiller(
             self.student, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
@@ -222,7 +227,7 @@ class Engine:
         for step in range(inversion.warmup + probe_batches):
             images = self._make(self._targets(uniform, 0.0), None, 0.0)
             self.synthesized += len(images)
-            if step >= inversion.warmup // 2:
+            if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
                 made.append(samples[samples.usable()])
         probe = _joined(made[len(made) - probe_batches :])[slice(0, self.config.probe.images)]
@@ -267,6 +272,8 @@ class Engine:
         """Let the best candidates into the buffer, by phi and chance; free slots first, then by exchange."""
         start = time.perf_counter()
         buffer, random = self.buffer, self.random["keep"]
+        if self.config.buffer.fresh:
+            buffer.size = 0
         held, new = buffer.filled(), candidates.samples
         usable = new.usable()
         if buffer.size < buffer.capacity:  # free slots take whatever comes; afterwards nothing waits for the device
