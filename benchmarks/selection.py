@@ -18,7 +18,7 @@ interquartile means over seeds, with the 95 % interval of a percentile bootstrap
 | area | mean accuracy over the budget: early and high |
 | final_in_time, area_in_time | the same over seconds of work, up to where the fastest run of that seed ended |
 | area_over_ssdkd | its area less that of ssdkd from the same seed |
-| reaches_ssdkd | share of the budget at which its curve (interquartile mean) first reaches ssdkd's final accuracy |
+| reaches_ssdkd | share of the budget at which its interquartile mean first comes to ssdkd's final one, or never |
 | rank_correlation | Spearman, within a run, of accuracy and -log KL on the probe; median over the runs |
 
 Seconds are those of the machine: with `--jobs` above 1, or others at work on it, take them with a grain of salt.
@@ -169,6 +169,25 @@ def first_reached(x: Sequence[float], y: Sequence[float], target: float) -> floa
     return next((float(a) for a, b in zip(x, y, strict=True) if b >= target), None)
 
 
+def reaches(curves: np.ndarray, of_ssdkd: np.ndarray) -> dict[str, Any]:
+    """Where the interquartile mean of `curves` (seeds, points of GRID) first comes to that of `of_ssdkd`, (seeds,).
+
+    With a percentile bootstrap over seeds, which both share. None: never.
+    """
+    random, n = np.random.default_rng(0), len(of_ssdkd)
+
+    def at(rows: np.ndarray) -> float:
+        target = float(middle(of_ssdkd[rows]))
+        found = first_reached(GRID.tolist(), middle(curves[rows], axis=0).tolist(), target)
+        return math.inf if found is None else found
+
+    value = at(np.arange(n))
+    resampled = [at(random.integers(n, size=n)) for _ in range(1000)] if n > 1 else [math.nan]
+    low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
+    told = {"value": value, "low": float(low), "high": float(high)}
+    return {name: number if math.isfinite(number) else None for name, number in told.items()}
+
+
 def rank_correlation(probe_kl: Sequence[float], accuracy: Sequence[float]) -> float | None:
     """Spearman's, of -log KL on the probe and accuracy over the rounds of a run; None where one is constant."""
     from scipy import stats
@@ -188,7 +207,7 @@ def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         raise ConfigError("there is no seed that every policy has finished; let the runs come to their end.")
     times = {s: min(of[p, s].seconds[-1] for p in policies) for s in seeds}
     areas = {p: [area_under(of[p, s].shares, of[p, s].accuracy) for s in seeds] for p in policies}
-    target = float(middle([of["ssdkd", s].final for s in seeds])) if "ssdkd" in policies else None
+    targets = np.array([of["ssdkd", s].final for s in seeds]) if "ssdkd" in policies else None
     found: dict[str, Any] = {}
     for p in policies:
         runs = [of[p, s] for s in seeds]
@@ -203,11 +222,10 @@ def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "rank_correlations": ranks,
             "seconds": float(np.median([o.seconds[-1] for o in runs])),
         }
-        if target is not None:
+        if targets is not None:
             rises = [mine - its for mine, its in zip(areas[p], areas["ssdkd"], strict=True)]
             told["area_over_ssdkd"] = asdict(estimate(rises))
-            curve = middle([np.interp(GRID, o.shares, o.accuracy) for o in runs], axis=0)
-            told["reaches_ssdkd"] = first_reached(GRID.tolist(), curve.tolist(), target)
+            told["reaches_ssdkd"] = reaches(np.stack([np.interp(GRID, o.shares, o.accuracy) for o in runs]), targets)
         found[p] = told
     return {"seeds": seeds, "policies": found}
 
@@ -397,8 +415,12 @@ def shown(value: Any, digits: int = 2) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        text = f"{value['value']:.{digits}f}"
-        return text if value["low"] is None else f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+        text = "never" if value["value"] is None else f"{value['value']:.{digits}f}"
+        if value["low"] is None:
+            return text
+        return (
+            f"{text} [{value['low']:.{digits}f}, {'never' if value['high'] is None else shown(value['high'], digits)}]"
+        )
     return f"{value:.{digits}f}"
 
 
