@@ -1,5 +1,6 @@
 """Promises of a run that is cut off: it says how to go on, and what goes on ends as if nothing had happened."""
 
+import errno
 import json
 import os
 import shutil
@@ -362,6 +363,29 @@ def test_a_run_folder_that_is_deleted_underneath_does_not_lose_the_training(
     assert (folder / "config.yaml").is_file()
     assert json.loads((folder / "summary.json").read_text())["rounds"] == len(metrics(uninterrupted))
     assert "cannot be saved" in capsys.readouterr().err
+
+
+def test_a_disk_that_turns_read_only_does_not_lose_the_training(
+    tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    write = files._write_whole
+
+    def read_only(path: Path, chunks: Any) -> None:
+        if "runs" in path.parts:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        write(path, chunks)
+
+    at_round(monkeypatch, 3, lambda: monkeypatch.setattr(files, "_write_whole", read_only))
+    assert main(command(tmp_path / "runs", "--quiet")) == 2
+    said = capsys.readouterr().err
+    (saved,) = elsewhere.glob("*/student.safetensors")
+    assert "Read-only file system" in said
+    assert f"the student was put into {saved} instead" in said
+    assert saved.read_bytes() == student(uninterrupted)
+    assert checkpoints(only_folder(tmp_path / "runs")) == ["round-00000002.safetensors"], "the older one is intact"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -402,3 +402,6 @@ def test_running_out_of_memory_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory: lower inversion.images")
     assert said.count("\n") == 1
+    (folder,) = tmp_path.iterdir()
+    assert f"its student so far is in {folder / 'student.so-far.safetensors'}" in said
+    assert (folder / "student.so-far.safetensors").is_file()
