@@ -1,0 +1,328 @@
+"""Accuracy over wall time, side by side: this project's methods and the field's, on one machine and one teacher.
+
+    python -m benchmarks.field --size cifar10 --teacher wrn16_2.pth --data-root DATA --out runs/field
+    python -m benchmarks.field --size mnist --teacher lenet5.safetensors --data-root DATA --out runs/field-mnist
+    python -m benchmarks.field --size cifar10-gpu --data-root DATA --out runs/field-gpu --minutes 9
+
+Each method is one `python -m ssdkd.run` in a process of its own, one after the other, all with the same device,
+threads and precision. What is finished is not repeated and what was interrupted is gone on with, so the same command
+again continues: after `--minutes` it stops by itself, saved. Without `--teacher` one is trained first, by
+`python -m ssdkd.teacher`. Writes into `--out`: field.png, field.json (or `--json FILE`), and the run folders.
+
+Seconds are those of work: warm-up, inversion, replay and bookkeeping, without evaluation. `to target` is when a curve
+first reaches the target: the accuracy with which the reference method ends (fastdfkd; on MNIST 97.5 %). `ratio` is
+how many times sooner that is than the reference gets there. Accuracy is measured on the test set for these curves
+alone; nothing is chosen by it, and `final` is the last student's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.tasks import merged
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.files import atomic_write_bytes, atomic_write_text
+from ssdkd.tracking.charts import COLOURS, Chart, Line, to_pixels
+from ssdkd.tracking.events import to_png
+from ssdkd.tracking.folder import METRICS, SUMMARY
+from ssdkd.tracking.metrics import read_metrics
+
+Settings = dict[str, Any]
+POINTS = 60  # evaluations of a curve
+GRACE = 60.0  # seconds that a run has to finish its round and save
+
+
+@dataclass(frozen=True)
+class Size:
+    """A teacher, a student, and the methods that compete over them: each a ready-made config and what it changes."""
+
+    common: Settings
+    methods: dict[str, tuple[str, Settings]]
+    reference: str
+    target: float | None = None  # percent; none: what the reference ends with
+    teacher_training: Sequence[str] = field(default_factory=tuple)
+
+
+def fastdfkd(g_steps: int, rounds: int, warmup: int, **groups: Settings) -> tuple[str, Settings]:
+    """FastDFKD with so many generator steps and rates as published, its pool as large as all that is ever made."""
+    rate, latent_rate = {2: (5e-3, 0.015), 5: (3e-3, 0.015), 10: (2e-3, 0.01)}[g_steps]
+    inversion = {"steps": g_steps, "generator_rate": rate, "latent_rate": latent_rate, "meta_rate": g_steps * rate}
+    images = groups.get("inversion", {}).get("images", 256)
+    own: Settings = {
+        "rounds": rounds,
+        "inversion": {**inversion, "warmup": warmup},
+        "buffer": {"capacity": (rounds + warmup) * images},
+    }
+    return "fastdfkd", merged(own, groups)
+
+
+def ours(config: str, **settings: Any) -> dict[str, tuple[str, Settings]]:
+    """The project's own method: the fixed formula, and the learned policy."""
+    return {name: (config, {**settings, "policy": name}) for name in ("ssdkd", "learned")}
+
+
+def _cifar10(teacher: str, student: str) -> Settings:
+    return {"dataset": "cifar10", "teacher": {"name": teacher}, "student": {"name": student}}
+
+
+def _cifar10_cpu(student: str) -> Size:
+    methods = {**ours("cifar10"), "fastdfkd": fastdfkd(5, 52, 8), "dafl": ("dafl", {})}
+    training = ("--model", "wrn16_2", "--dataset", "cifar10", "--epochs", "20", "--shift", "4")
+    return Size(_cifar10("wrn16_2", student), methods, "fastdfkd", teacher_training=training)
+
+
+def _cifar10_gpu(teacher: str, student: str) -> Size:
+    long: Settings = {"distillation": {"steps": 400}}
+    methods: dict[str, tuple[str, Settings]] = {
+        **ours("cifar10", rounds=200),
+        **{f"fastdfkd-{k}": fastdfkd(k, 200, 20, **long) for k in (2, 5, 10)},
+        "dafl": ("dafl", {"rounds": 240_000}),
+    }
+    training = ("--model", teacher, "--dataset", "cifar10", "--epochs", "60", "--shift", "4")
+    return Size(_cifar10(teacher, student), methods, "fastdfkd-5", teacher_training=training)
+
+
+def _mnist() -> Size:
+    small: Settings = {"inversion": {"latent": 100}, "buffer": {"shift": 2}}
+    dafl: Settings = {
+        "rounds": 200 * 120,
+        "inversion": {"images": 512, "latent": 100, "meta_rate": 0.2},
+        "buffer": {"capacity": 512},
+        "distillation": {"batch": 512, "optimizer": "adam", "learning_rate": 2e-3, "weight_decay": 0.0},
+    }
+    methods = {**ours("mnist"), "fastdfkd": fastdfkd(5, 52, 8, **small), "dafl": ("dafl", dafl)}
+    common: Settings = {"dataset": "mnist", "teacher": {"name": "lenet5"}, "student": {"name": "lenet5_half"}}
+    training = ("--model", "lenet5", "--dataset", "mnist", "--epochs", "12", "--learning-rate", "0.05", "--shift", "2")
+    return Size(common, methods, "dafl", 97.5, training)
+
+
+def _tiny() -> Size:
+    """Digits, in seconds: whether it all works."""
+    digits = read_yaml("digits")[0]
+    common: Settings = {
+        "dataset": "digits",
+        "teacher": digits["teacher"],
+        "student": digits["student"],
+        "probe": {"images": 16},
+        "inversion": {"images": 16, "latent": 16, "width": 8},
+        "distillation": {"batch": 16},
+    }
+    few: Settings = {"rounds": 4, "inversion": {"warmup": 2}, "distillation": {"steps": 2}}
+    methods: dict[str, tuple[str, Settings]] = {
+        "ssdkd": ("digits", merged(few, {"policy": "ssdkd", "buffer": {"capacity": 40}})),
+        "fastdfkd": fastdfkd(2, 4, 2, inversion={"images": 16}, buffer={"shift": 1}, distillation={"steps": 2}),
+        "dafl": ("dafl", {"rounds": 8, "buffer": {"capacity": 16}}),
+    }
+    return Size(common, methods, "fastdfkd")
+
+
+SIZES = {
+    "tiny": _tiny,
+    "mnist": _mnist,
+    "cifar10": lambda: _cifar10_cpu("wrn16_1"),
+    "cifar10-resnet8": lambda: _cifar10_cpu("resnet8"),
+    "cifar10-gpu": lambda: _cifar10_gpu("wrn40_2", "wrn16_1"),
+    "cifar10-gpu-resnet": lambda: _cifar10_gpu("resnet34", "resnet18"),
+}
+
+
+def settings_of(size: Size, method: str, over: Settings) -> Settings:
+    """All settings of one run, whole and checked."""
+    name, own = size.methods[method]
+    settings = merged(read_yaml(name)[0], size.common, own, over)
+    rounds = settings.get("rounds", 100)
+    tracking: Settings = {"tensorboard": False, "report": False, "images": False}
+    settings = merged(settings, {"tracking": {**tracking, "evaluate_every": max(1, rounds // POINTS)}})
+    build(RunConfig, [(settings, f"the settings of {method}")])
+    return settings
+
+
+def train_teacher(size: Size, file: Path, data_root: str | None, device: str) -> None:
+    if not size.teacher_training:
+        raise ConfigError("this size has no teacher to train; it comes with one.")
+    command = [sys.executable, "-m", "ssdkd.teacher", *size.teacher_training, "--out", str(file), "--device", device]
+    subprocess.run([*command, *(["--data-root", data_root] if data_root else [])], check=True)
+
+
+def play(folder: Path, settings: Settings, deadline: float) -> bool:
+    """Begin a run, or go on with it, until it is finished or the time is up: -> whether it is finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = run_in(folder)
+    if begun is not None and (begun / SUMMARY).is_file():
+        return True
+    if time.monotonic() > deadline:
+        return False
+    if begun is None:
+        job = folder / "job.yaml"
+        atomic_write_text(job, yaml.safe_dump(settings, sort_keys=False))
+        words = ["--config", str(job), "--out", str(folder), "--quiet"]
+    else:
+        words = ["--resume", str(begun), "--quiet"]
+    process = subprocess.Popen([sys.executable, "-m", "ssdkd.run", *words])
+    try:
+        process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # it finishes its round and saves
+        process.wait(GRACE)
+        return False
+    except KeyboardInterrupt:
+        process.wait(GRACE)
+        raise
+    if process.returncode != 0:
+        raise SsdkdError(f"the run in {folder} ended with code {process.returncode}; its message stands above.")
+    return True
+
+
+def run_in(folder: Path) -> Path | None:
+    """The newest run folder that a method has."""
+    found = sorted((p.parent for p in folder.glob(f"*/{METRICS}")), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """Seconds, accuracy and images made, wherever accuracy was measured; the last point is the student handed out."""
+    begun = run_in(folder)
+    if begun is None:
+        return {"seconds": [], "accuracy": [], "synthesized": []}
+    lines = [line for line in read_metrics(begun / METRICS) if line.get("accuracy") is not None]
+    points = {name: [line[name] for line in lines] for name in ("seconds", "accuracy", "synthesized")}
+    if (begun / SUMMARY).is_file():
+        summary = json.loads((begun / SUMMARY).read_text(encoding="utf-8"))
+        last = (summary["seconds"], summary["student_accuracy"], summary["synthesized_images"])
+        if last[1] is not None:
+            for values, value in zip(points.values(), last, strict=True):
+                values.append(float(value))
+    return points
+
+
+def first_reached(points: dict[str, list[float]], target: float, what: str = "seconds") -> float | None:
+    """The first point at which the curve is at the target or above."""
+    return next((x for x, y in zip(points[what], points["accuracy"], strict=True) if y >= target), None)
+
+
+def compare(curves: dict[str, dict[str, list[float]]], reference: str, target: float | None) -> dict[str, Any]:
+    """Final figures, and times to the target with their ratio to the reference's."""
+    if target is None:
+        ends = curves.get(reference, {}).get("accuracy")
+        target = ends[-1] if ends else None
+    rows: dict[str, Any] = {}
+    theirs = first_reached(curves[reference], target) if target is not None and reference in curves else None
+    for name, points in curves.items():
+        reached = first_reached(points, target) if target is not None else None
+        rows[name] = {
+            "final": points["accuracy"][-1] if points["accuracy"] else None,
+            "seconds": points["seconds"][-1] if points["seconds"] else None,
+            "images": points["synthesized"][-1] if points["synthesized"] else None,
+            "to_target": reached,
+            "images_to_target": first_reached(points, target, "synthesized") if target is not None else None,
+            "ratio": theirs / reached if theirs and reached else None,
+        }
+    return {"reference": reference, "target": target, "methods": rows}
+
+
+def table(outcome: dict[str, Any]) -> str:
+    def shown(value: float | None, places: int = 1) -> str:
+        return "-" if value is None else f"{value:,.{places}f}"
+
+    target = shown(outcome["target"], 2)
+    heads = ("method", "final %", "seconds", "images", f"to {target} %", "images to it", "ratio")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
+    for name, row in outcome["methods"].items():
+        state = "" if row["finished"] else " (unfinished)"
+        cells = [name + state, shown(row["final"], 2), shown(row["seconds"]), shown(row["images"], 0)]
+        cells += [shown(row["to_target"]), shown(row["images_to_target"], 0), shown(row["ratio"], 2)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """Accuracy over wall time, and over images synthesised."""
+    charts = [
+        Chart(
+            "accuracy (%)",
+            label,
+            [
+                Line(name, points[what], points["accuracy"], colour)
+                for (name, points), colour in zip(curves.items(), COLOURS, strict=False)
+                if points["accuracy"]
+            ],
+            log_x=True,
+        )
+        for what, label in (("seconds", "seconds of work"), ("synthesized", "images synthesised"))
+    ]
+    atomic_write_bytes(file, to_png(to_pixels(charts, columns=2, width=480, height=300)))
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.field", description="Accuracy over wall time, side by side.", allow_abbrev=False
+    )
+    parser.add_argument("--size", default="cifar10", choices=SIZES, help="teacher, student and lengths")
+    parser.add_argument("--methods", help="which of them, comma-separated; all without")
+    parser.add_argument("--teacher", help="weights; without, a teacher is trained first")
+    parser.add_argument("--data-root", help="where the data set lies")
+    parser.add_argument("--out", required=True, help="folder for runs and results; the same one goes on")
+    parser.add_argument("--minutes", type=float, help="stop after so long, to go on with the same command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", help="file to write instead of field.json")
+    given = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else float("inf")
+    size, out = SIZES[given.size](), Path(given.out)
+    chosen = given.methods.split(",") if given.methods else list(size.methods)
+    for name in chosen:
+        if name not in size.methods:
+            raise ConfigError(f"--methods: {name!r} is not one of {', '.join(size.methods)}.")
+    if given.size != "tiny" and not given.data_root:
+        raise ConfigError("--data-root is missing: accuracy over time needs the test set.")
+    out.mkdir(parents=True, exist_ok=True)
+    over: Settings = {"seed": given.seed, "device": given.device, "precision": given.precision}
+    over |= {"threads": given.threads, "data_root": given.data_root}
+    weights = given.teacher
+    if weights is None and size.teacher_training:
+        own = out / "teacher.safetensors"
+        if not own.is_file():
+            train_teacher(size, own, given.data_root, given.device)
+        weights = str(own)
+    if weights is not None:
+        over["teacher"] = {"checkpoint": str(Path(weights).expanduser().resolve())}
+    finished = {}
+    for name in chosen:
+        finished[name] = play(out / f"{name}-seed{given.seed}", settings_of(size, name, over), deadline)
+        print(f"{name}: {'finished' if finished[name] else 'to be gone on with'}", flush=True)
+    curves = {name: curve(out / f"{name}-seed{given.seed}") for name in chosen}
+    outcome = compare(curves, size.reference, size.target)
+    for name, row in outcome["methods"].items():
+        row["finished"] = finished[name]
+    outcome |= {"size": given.size, "seed": given.seed, "curves": curves}
+    draw(curves, out / "field.png")
+    atomic_write_text(Path(given.json) if given.json else out / "field.json", json.dumps(outcome, indent=2))
+    print(table(outcome))
+    return outcome
+
+
+def main() -> int:
+    try:
+        run()
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

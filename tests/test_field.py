@@ -1,0 +1,62 @@
+"""Promises of the comparison with the field: what its figures mean, and that the same command goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import field
+from ssdkd.errors import ConfigError
+
+CURVES = {
+    "ours": {"seconds": [1.0, 2.0, 3.0], "accuracy": [50.0, 70.0, 80.0], "synthesized": [10.0, 20.0, 30.0]},
+    "theirs": {"seconds": [4.0, 8.0], "accuracy": [40.0, 70.0], "synthesized": [100.0, 200.0]},
+    "lame": {"seconds": [9.0], "accuracy": [20.0], "synthesized": [1.0]},
+}
+
+
+def test_the_ratio_is_how_many_times_sooner_the_references_final_accuracy_is_reached() -> None:
+    outcome = field.compare(CURVES, "theirs", None)
+    assert outcome["target"] == 70.0
+    ours = outcome["methods"]["ours"]
+    assert (ours["to_target"], ours["images_to_target"], ours["ratio"]) == (2.0, 20.0, 4.0)
+    assert outcome["methods"]["theirs"]["ratio"] == 1.0
+    assert outcome["methods"]["lame"]["ratio"] is None
+
+
+def test_a_given_target_that_the_reference_misses_gives_times_but_no_ratio() -> None:
+    outcome = field.compare(CURVES, "theirs", 75.0)
+    assert outcome["methods"]["ours"]["to_target"] == 3.0
+    assert outcome["methods"]["ours"]["ratio"] is None
+
+
+@pytest.mark.parametrize("size", field.SIZES)
+def test_every_method_of_every_size_is_a_valid_configuration_over_the_same_networks(size: str) -> None:
+    chosen = field.SIZES[size]()
+    settings = [field.settings_of(chosen, name, {}) for name in chosen.methods]
+    assert len({json.dumps([s["dataset"], s["teacher"], s["student"]]) for s in settings}) == 1
+    for name, found in zip(chosen.methods, settings, strict=True):
+        if name.startswith("fastdfkd"):
+            made = found["inversion"]
+            assert found["buffer"]["capacity"] == (found["rounds"] + made["warmup"]) * made["images"]
+            assert made["meta_rate"] == pytest.approx(made["steps"] * made["generator_rate"])
+
+
+def test_a_comparison_that_ran_out_of_time_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    words = ["--size", "tiny", "--out", str(tmp_path), "--threads", "1", "--methods", "ssdkd,fastdfkd,dafl"]
+    first = field.run([*words, "--minutes", "0"])
+    assert not any(row["finished"] for row in first["methods"].values())
+    second = field.run(words)
+    assert all(row["finished"] for row in second["methods"].values())
+    for row in second["methods"].values():
+        assert 0 <= row["final"] <= 100
+    assert second["methods"]["fastdfkd"]["ratio"] == pytest.approx(1.0)
+    assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "field.json").read_text())["target"] == second["target"]
+    again = field.run(words)
+    assert again["curves"] == second["curves"], "what is finished is not repeated"
+
+
+def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dalf"):
+        field.run(["--size", "tiny", "--out", str(tmp_path), "--methods", "dalf"])
