@@ -25,7 +25,7 @@ from ssdkd.run import main as run_command
 from ssdkd.tracking import Display
 
 SMALLER = [
-    *("--inversion.images", "32", "--inversion.steps", "2", "--distillation.steps", "4", "--distillation.batch", "32"),
+    *("--inversion.images", "16", "--inversion.steps", "2", "--distillation.steps", "2", "--distillation.batch", "32"),
     *("--checkpoint.rounds", "50", "--checkpoint.minutes", "0", "--tracking.images", "off"),
 ]
 SETTLED = 100  # rounds after which memory should no longer grow
