@@ -285,7 +285,8 @@ def _refuse_another(job: Job, folder: RunFolder) -> None:
     held = dict(flat(read_yaml(str(folder / CONFIG))[0]))
     wanted = dict(flat(yaml.safe_load(to_yaml(job.config))))
     other = [k for k in {**held, **wanted} if held.get(k) != wanted.get(k) and not k.startswith(command.HARMLESS)]
-    other += [name for name in ("rule", "digest") if mark.get(name) != getattr(job, name)]
+    decides = {"rule": "set of coefficients", "digest": "learned policy"}
+    other += [called for name, called in decides.items() if mark.get(name) != getattr(job, name)]
     if other:
         raise ConfigError(
             f"{folder.path} is a run with another {other[0]}: choose another --out, or remove that folder."

@@ -175,6 +175,8 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
     capsys.readouterr()
     assert selection.main([*flags, *policies, "--student.arguments", "{widths: [4, 8, 8]}"]) == 2
     assert "another student" in capsys.readouterr().err
+    assert selection.main([*flags, "--policies", "late={alpha: 0.1}"]) == 2
+    assert "another set of coefficients" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
