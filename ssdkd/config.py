@@ -75,7 +75,11 @@ class ImageConfig:
 class InversionConfig:
     images: int = option(128, "candidates made in a round", low=1)
     steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
-    start: str = option("generator", "what the search starts from", choices=("generator", "textures"))
+    start: str = option(
+        "auto",
+        "what the search starts from; auto: a generator where the teacher has batch norm, else random textures",
+        choices=("auto", "generator", "textures"),
+    )
     pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)
     latent: int = option(128, "size of the latent vector", low=1)
     width: int = option(32, "channels of the generator's last block", low=1)
@@ -85,7 +89,12 @@ class InversionConfig:
         "how pixels come about: freely, or with the normalisation's statistics",
         choices=("sigmoid", "normalised"),
     )
-    textures: float = option(0.0, "share of the candidates that are random textures instead", low=0, high=1)
+    textures: float | None = option(
+        None,
+        "share of the candidates left as random textures; null: 0, or 0.5 where the search starts from textures",
+        low=0,
+        high=1,
+    )
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)

@@ -29,8 +29,8 @@ from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
-TERMS_WITH_BATCH_NORM = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0, "balance": 0.0}
-TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "activation": 0.1, "balance": 5.0, "adversarial": 1.0}
+TERMS_WITH_BATCH_NORM = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
+TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Engine:
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
         observer = Observer(self.teacher)
         inversion = config.inversion
+        by_layers = "generator" if observer.has_batch_norm else "textures"
+        self.starts_from = by_layers if inversion.start == "auto" else inversion.start
         default_terms = TERMS_WITH_BATCH_NORM if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
         self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
         unknown = sorted(set(self.terms) - set(TERMS))
@@ -99,7 +101,7 @@ class Engine:
                 f"buffer.shift: {config.buffer.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
-        generator = self._make_generator() if inversion.start == "generator" else None
+        generator = self._make_generator() if self.starts_from == "generator" else None
         teacher_work = count_multiply_adds(self.teacher, shape)
         self.costs = Costs.of(
             teacher_work,
@@ -120,7 +122,10 @@ class Engine:
         )
         shared = (observer, self.mean, self.std, settings, self.random["inversion"], self.autocast)
         self.inverter: Search = TextureInverter(shape, *shared) if generator is None else Inverter(generator, *shared)
-        self.textures = round(inversion.textures * inversion.images)
+        share = inversion.textures
+        if share is None:
+            share = 0.5 if self.starts_from == "textures" else 0.0
+        self.textures = round(share * inversion.images)
         self.stored_views = max(config.buffer.views, 1)
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation

@@ -438,7 +438,7 @@ def test_a_teacher_without_batch_norm_runs_and_its_loss_has_other_terms() -> Non
     seen = drive(engine, Coefficients())
     assert "batch_norm" not in engine.terms
     assert "term_batch_norm" not in seen[-1]
-    assert {"term_one_hot", "term_adversarial", "term_activation"} <= set(seen[-1])
+    assert {"term_one_hot", "term_adversarial"} <= set(seen[-1])
     assert "term_batch_norm" in drive(tiny_engine(), Coefficients(), rounds=1)[-1]
 
 
