@@ -282,9 +282,8 @@ def run_name(config: RunConfig) -> str:
 def _say_what_is_missing(engine: Engine, display: Display) -> None:
     if not engine.inverter.observer.has_batch_norm:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
-        display.say(
-            f"The teacher has no batch-norm statistics; inversion starts from {engine.starts_from} and goes by the other terms: {terms}."
-        )
+        how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"
+        display.say(f"The teacher has no batch-norm statistics; inversion {how}.")
     if engine.evaluation is None:
         display.say("No evaluation set (--dataset with --data-root); agreement on synthetic images is all there is.")
 
