@@ -303,9 +303,20 @@ def run(argv: Sequence[str] | None = None) -> None:
         for key, (old, new) in differences(before, config).items():
             if not key.startswith(HARMLESS):
                 raise ConfigError(f"{key} was {old!r} in {folder.path} and is {new!r} now; start a new training.")
-        state = checkpoint.load_newest(folder / CHECKPOINTS)[0] if (folder / CHECKPOINTS).is_dir() else None
+        state = _newest_state(folder)
     with folder.claimed():
         print(f"policy: {train(config, folder, state, given.quiet)}")
+
+
+def _newest_state(folder: RunFolder) -> dict[str, Any] | None:
+    """What a training was killed with; nothing where it was killed before its first checkpoint."""
+    if not any((folder / CHECKPOINTS).glob("round-*")):
+        return None
+    state: dict[str, Any]
+    state, _, warnings = checkpoint.load_newest(folder / CHECKPOINTS)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return state
 
 
 def _read(argv: Sequence[str] | None, default_config: str) -> tuple[TrainConfig, Any]:

@@ -98,11 +98,12 @@ def run(
     display: Display,
     resumed: dict[str, Any] | None = None,
     policy: Any = None,
+    remember: bool = True,
 ) -> Result:
     """One distillation: the policy decides, the environment plays the round, until the budget is spent.
 
     `resumed` is the state that a checkpoint held, where a run goes on from one. `policy` decides instead of the one
-    that the configuration names.
+    that the configuration names. Without `remember` the result has no history, and memory does not grow with rounds.
     """
     from agents import choose_policy
     from envs import SampleSelectionEnv
@@ -134,7 +135,8 @@ def run(
             measured = engine.accuracy(engine.student) if every and engine.round % every == 0 else None
             if measured is not None:
                 line["accuracy"] = measured
-            history.append(line)
+            if remember:
+                history.append(line)
             if metrics is not None and engine.round % config.tracking.metrics_every == 0:
                 metrics.add(line)
             if tracker is not None:
@@ -301,7 +303,7 @@ def start(argv: Sequence[str] | None) -> None:
         folder = RunFolder.create(config.out, run_name(config))
         with folder.claimed():
             folder.write_text(CONFIG, to_yaml(config))
-            result = run(config, engine, folder, display)
+            result = run(config, engine, folder, display, remember=False)
     else:
         folder = RunFolder.existing(given.resume)
         with folder.claimed():
@@ -311,7 +313,7 @@ def start(argv: Sequence[str] | None) -> None:
                 print(f"{folder.path} is finished after {rounds} rounds; its student is {folder / STUDENT}")
                 return
             engine = build_engine(config)
-            result = run(config, engine, folder, display, _newest_state(folder, display))
+            result = run(config, engine, folder, display, _newest_state(folder, display), remember=False)
     if not given.quiet:
         display.console.print(summary_table(result.summary))
         print(f"run folder: {result.folder}")
