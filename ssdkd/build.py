@@ -148,6 +148,11 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
             f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "
             "give its weights (--teacher.checkpoint FILE)."
         )
+    if described.checkpoint in EMBEDDED and config.dataset not in (None, "digits"):
+        raise ConfigError(
+            f"the embedded teacher knows 8x8 digits, not {config.dataset}: name a teacher of that "
+            "(--teacher.name NAME --teacher.checkpoint FILE)."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = _create(described.name, described.arguments, spec)

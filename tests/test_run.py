@@ -302,6 +302,7 @@ def teacher_file(folder: Path, **task: int) -> Path:
         (["--image.classes", "7"], "10 classes where the teacher has 7"),
         (["--image.channels", "3"], "1 image channel(s) where the teacher takes 3"),
         (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
+        (["--dataset", "mnist"], "the embedded teacher knows 8x8 digits, not mnist"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
     ],
 )
