@@ -5,9 +5,10 @@ safetensors file is believed nothing that the number of its bytes does not bear 
 
 For tests, the environment variable `SSDKD_FAULT` breaks one of the three operations that this is made of:
 `OPERATION:N:HOW` (`write:3:error`) lets the N-th `write`, `fsync` or `replace` of this process fail as on a
-full disk (`error`) or kill the process (`kill`). A file takes one `write`, one `replace` and two `fsync` (its
-own and, after the `replace`, its folder's). A broken `write` gets half of the bytes out, a broken `fsync` or
-`replace` does nothing.
+full disk (`error`) or kill the process (`kill`); `OPERATION:N:HOW:PART` counts only files whose path contains
+PART (`fsync:1:kill:checkpoints`). A file takes one `write`, one `replace` and two `fsync` (its own and, after
+the `replace`, its folder's). A broken `write` gets half of the bytes out, a broken `fsync` or `replace` does
+nothing.
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            _write(file, chunks)
+            _write(file, path, chunks)
             file.flush()
-            _fsync(file.fileno())
+            _fsync(file.fileno(), path)
         _replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -135,7 +136,7 @@ def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     if os.name == "posix":  # the new name must survive a power cut too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            _fsync(folder)
+            _fsync(folder, path)
         except OSError as error:
             if error.errno not in (
                 errno.EINVAL,
@@ -146,8 +147,8 @@ def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
             os.close(folder)
 
 
-def _write(file: BinaryIO, chunks: Sequence[bytes | memoryview]) -> None:
-    fault = _fault_of("write")
+def _write(file: BinaryIO, target: Path, chunks: Sequence[bytes | memoryview]) -> None:
+    fault = _fault_of("write", target)
     left = sum(memoryview(chunk).nbytes for chunk in chunks) // 2
     for chunk in chunks:
         if fault and len(chunk) >= left:
@@ -158,24 +159,25 @@ def _write(file: BinaryIO, chunks: Sequence[bytes | memoryview]) -> None:
         file.write(chunk)
 
 
-def _fsync(descriptor: int) -> None:
-    _break(_fault_of("fsync"))
+def _fsync(descriptor: int, target: Path) -> None:
+    _break(_fault_of("fsync", target))
     os.fsync(descriptor)
 
 
 def _replace(source: Path, target: Path) -> None:
-    _break(_fault_of("replace"))
+    _break(_fault_of("replace", target))
     os.replace(source, target)
 
 
 _operations: Counter[str] = Counter()
 
 
-def _fault_of(operation: str) -> str:
+def _fault_of(operation: str, target: Path) -> str:
     """How this operation is to be broken; empty where it is not."""
+    wanted, number, how, part, *_ = [*os.environ.get("SSDKD_FAULT", "").split(":", 3), *4 * [""]]
+    if part not in str(target):
+        return ""
     _operations[operation] += 1
-    wanted, _, rest = os.environ.get("SSDKD_FAULT", "").partition(":")
-    number, _, how = rest.partition(":")
     meant = wanted == operation and number == str(_operations[operation])
     return how if meant and how in ("error", "kill") else ""
 

@@ -554,3 +554,12 @@ def test_texts_and_bytes_are_replaced_whole(tmp_path: Path, fault: Callable[[str
         atomic_write_bytes(path, b"newer")
     assert path.read_bytes() == b"new"
     assert checkpoints(tmp_path) == ["summary.json"]
+
+
+def test_a_fault_may_be_of_some_files_only(tmp_path: Path, fault: Callable[[str], None]) -> None:
+    fault("write:2:error:summary")
+    for name in ("config.yaml", "summary.json", "config.yaml"):
+        atomic_write_text(tmp_path / name, "first")
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write_text(tmp_path / "summary.json", "second")
+    assert (tmp_path / "summary.json").read_text() == "first"

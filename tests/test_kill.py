@@ -11,7 +11,7 @@ from test_agents import only_run, train_flags
 
 import ssdkd
 from agents import train
-from benchmarks.kill_test import Kill, drawn_kills, kill_test
+from benchmarks.kill_test import Undisturbed, drawn_kills, kill_test
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
 
@@ -46,18 +46,31 @@ def test_a_training_says_which_damaged_checkpoint_it_skips(tmp_path: Path, capsy
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_three_random_kills_lose_at_most_one_interval() -> None:
+def test_a_run_killed_again_and_again_loses_at_most_an_interval_each_time() -> None:
     options = ["--rounds", "8", "--inversion.warmup", "4", "--checkpoint.rounds", "2", "--checkpoint.minutes", "0"]
-    outcomes = kill_test(3, seed=0, jobs=1, options=options, interval=2)
-    assert all(outcome.same_student for outcome in outcomes)
+    outcomes, verdicts = kill_test(6, per_run=3, seed=0, jobs=1, options=options, interval=2)
+    assert verdicts == [True, True]
     assert all(outcome.lost <= 2 for outcome in outcomes)
-    assert any(outcome.killed for outcome in outcomes)
+    assert sum(outcome.killed for outcome in outcomes) >= 3
+    assert any(outcome.inside == "checkpoints" for outcome in outcomes)
 
 
-def test_the_kills_follow_from_the_seed_and_half_of_them_hit_a_file() -> None:
-    operations = {"write": 10, "replace": 10, "fsync": 20}
-    first = drawn_kills(50, 60.0, operations, 0)
-    assert first == drawn_kills(50, 60.0, operations, 0) != drawn_kills(50, 60.0, operations, 1)
-    assert sum(bool(kill.fault) for kill in first) == 25
-    assert all(0.0 < kill.seconds < 60.0 for kill in first if not kill.fault)
-    assert str(Kill(fault="fsync:3:kill")) == "fsync:3"
+def test_the_kills_follow_from_the_seed_and_most_that_hit_a_file_hit_a_checkpoint() -> None:
+    first = drawn_kills(50, 5, 0)
+    assert first == drawn_kills(50, 5, 0) != drawn_kills(50, 5, 1)
+    assert [len(kills) for kills in first] == [5] * 10
+    assert [len(kills) for kills in drawn_kills(7, 3, 0)] == [3, 3, 1]
+    for kills in first:
+        moments = [kill.moment for kill in kills]
+        assert moments == sorted(moments), "a later kill is of a later moment"
+    files = [kill for kills in first for kill in kills if kill.operation]
+    assert len(files) == 25
+    assert sum(kill.part == "checkpoints" for kill in files) >= 13
+    assert {kill.operation for kill in files} == {"write", "fsync", "replace"}
+
+
+def test_a_moment_is_a_round_of_the_undisturbed_run() -> None:
+    whole = Undisturbed(rounds=100, seconds=60.0, before=10.0, student="")
+    assert whole.round_at(10 / 60) == pytest.approx(0.0)
+    assert whole.round_at(35 / 60) == pytest.approx(50.0)
+    assert whole.round_at(0.0) < 0
