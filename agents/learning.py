@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from envs.spaces import ENTRIES, action_space
@@ -66,6 +69,24 @@ class Selected(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(spread(action, self.rows))
         return observation[self.columns], reward, terminated, truncated, info
+
+
+class Pausable(Monitor):
+    """A monitored environment whose episode can be put away, and taken up by another process.
+
+    Both go by bytes: between processes, PyTorch would send the tensors themselves, to be shared.
+    """
+
+    def pause(self) -> bytes:
+        """The episode that is being played; it goes on undisturbed."""
+        env: Any = self.unwrapped
+        return pickle.dumps({"env": env.episode_state(), "rewards": [float(reward) for reward in self.rewards]})
+
+    def take_up(self, paused: bytes) -> None:
+        """Go on with an episode that `pause` gave, in this or an earlier process of one's own."""
+        state, env = pickle.loads(paused), self.unwrapped
+        env.restore_episode(state["env"])  # type: ignore[attr-defined]
+        self.rewards, self.needs_reset = state["rewards"], False
 
 
 def columns_of(names: list[str]) -> list[int]:
@@ -164,6 +185,26 @@ def restore_learner(model: BaseAlgorithm, state: dict[str, Any]) -> None:
     model._n_updates = state["updates"]  # type: ignore[attr-defined]
     model._current_progress_remaining = state["remaining"]
     model.action_space.np_random.bit_generator.state = state["actions"]
+
+
+def episodes_state(model: BaseAlgorithm, vector: VecEnv) -> dict[str, Any]:
+    """The episodes that are being played in `vector`, and where the algorithm stands in them, as plain data."""
+    last = {name: getattr(model, name) for name in _LAST}
+    returns = vector.returns if isinstance(vector, VecNormalize) else None
+    return {"last": last, "returns": returns, "each": [pickle.loads(paused) for paused in vector.env_method("pause")]}
+
+
+def restore_episodes(model: BaseAlgorithm, vector: VecEnv, state: dict[str, Any]) -> None:
+    """Put back what `episodes_state` took, into environments that were made alike."""
+    for index, episode in enumerate(state["each"]):
+        vector.env_method("take_up", pickle.dumps(episode), indices=index)
+    for name, value in state["last"].items():
+        setattr(model, name, value)
+    if isinstance(vector, VecNormalize):
+        vector.returns = state["returns"]
+
+
+_LAST = ("_last_obs", "_last_original_obs", "_last_episode_starts")
 
 
 def _experience(model: BaseAlgorithm) -> Any:

@@ -4,9 +4,10 @@ Every environment draws a task of the family for each episode. The run's folder 
 TensorBoard event files, checkpoints, `policy.safetensors` (the newest) and `evaluation.jsonl` (whole episodes on
 held-out tasks, beside the fixed policies).
 
-`--resume FOLDER` goes on with the weights, optimisers, experience, normalisation, random numbers and counters of
-the last checkpoint, exactly. Only the episodes that were being played are lost: each environment begins a new one,
-from seeds that follow from the step at which the run goes on.
+`--resume FOLDER` goes on from the last checkpoint and ends with the same policy, to the byte, as a training that
+nothing interrupted: it holds weights, optimisers, experience, normalisation, random numbers, counters, and every
+episode that was being played. Checkpoints are written between two rollouts, where nothing is half done. (The one
+exception is Stable-Baselines3's `use_sde`, whose noise is drawn before a rollout and then anew.)
 """
 
 from __future__ import annotations
@@ -25,12 +26,21 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from agents.curves import EventOutput, of_coefficients, of_episodes, of_evaluation
 from agents.evaluate import FIXED, Episode, evaluate, summary
-from agents.learning import Randomness, Selected, build_learner, columns_of, learner_state, restore_learner, rows_of
+from agents.learning import (
+    Pausable,
+    Selected,
+    build_learner,
+    columns_of,
+    episodes_state,
+    learner_state,
+    restore_episodes,
+    restore_learner,
+    rows_of,
+)
 from agents.policies import CLIP, Description, LearnedPolicy, policy_of
 from agents.tasks import Task, family_from, held_out_tasks, training_tasks
 from envs import SampleSelectionEnv
@@ -39,7 +49,7 @@ from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, to_yaml
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
@@ -98,7 +108,6 @@ class Training:
         except BaseException:
             vector.close()
             raise
-        self.random = Randomness(config.seed)
         self.judged = 0  # the step of the last evaluation
 
     def policy(self) -> LearnedPolicy:
@@ -124,6 +133,7 @@ class Training:
             "learner": learner_state(self.model),
             "random": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False)},  # noqa: NPY002
             "judged": self.judged,
+            "episodes": episodes_state(self.model, self.vector),
         }
         if self.config.normalise:
             state["scales"] = {
@@ -134,23 +144,24 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         restore_learner(self.model, state["learner"])
-        self.judged = state.get("judged", self.model.num_timesteps)
-        torch.set_rng_state(state["random"]["torch"])
-        np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
+        self.judged = state["judged"]
         if self.config.normalise:
             for name, rms in (("observation", self.vector.obs_rms), ("return", self.vector.ret_rms)):
                 held = state["scales"][name]
                 rms.mean, rms.var, rms.count = np.asarray(held["mean"]), np.asarray(held["var"]), held["count"]
+        restore_episodes(self.model, self.vector, state["episodes"])
+        torch.set_rng_state(state["random"]["torch"])  # last, for building networks draws from it
+        np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
 
 
 def _environment(
     base: str, tasks: list[Task], config: TrainConfig, observations: list[str], actions: list[str]
-) -> Callable[[], Monitor]:
-    def make() -> Monitor:
+) -> Callable[[], Pausable]:
+    def make() -> Pausable:
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)
         env = SampleSelectionEnv(base, tasks=tasks, reward=config.reward, warm_starts=config.warm_starts)
-        return Monitor(Selected(env, observations, actions))
+        return Pausable(Selected(env, observations, actions))
 
     return make
 
@@ -260,13 +271,14 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
     training = Training(config, tasks, family.base)
     model = training.model
     try:
-        if state is not None:
-            training.load_state_dict(state)
+        if state is None:
+            training.vector.seed(config.seed * 1_000_003)
+        else:
+            _restore(training, state)
         outputs: list[Any] = [EventOutput(folder.path, config, after=model.num_timesteps)]
         if not quiet:
             outputs.append(HumanOutputFormat(sys.stdout))
         model.set_logger(Logger(str(folder.path), outputs))
-        training.vector.seed(config.seed * 1_000_003 + model.num_timesteps)
         judge = judge_on(held_out_tasks(family), family.base, config, folder, model.num_timesteps)
         record = Record(training, folder, judge)
         if config.steps > model.num_timesteps:
@@ -282,6 +294,17 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
     finally:
         training.vector.close()
     return folder / POLICY
+
+
+def _restore(training: Training, state: dict[str, Any]) -> None:
+    try:
+        training.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the checkpoint does not fit this training ({first.rstrip('.:')}): its family of tasks has changed, or it "
+            "is of another version of ssdkd; start a new training."
+        ) from error
 
 
 HARMLESS = ("steps", "out", "teachers_root", "evaluate_", "log_every", "checkpoint_every")

@@ -171,6 +171,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._loop: Generator[Statistics, Coefficients, None] | None = None
         self._torch_random: torch.Tensor | None = None
         self._task = -1
+        self._layer: dict[str, Any] = {}  # what the episode's task sets
         self.memory = Memory()
 
     @property
@@ -224,6 +225,29 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def state_dict(self) -> dict[str, Any]:
         return self.memory.state_dict()
 
+    def episode_state(self) -> dict[str, Any]:
+        """The episode that is being played, and what the next ones will be drawn from, as plain data."""
+        with self._own_randomness():
+            engine = self.engine.state_dict()
+        return {
+            "task": self._task,
+            "layer": self._layer if self._task < 0 else None,
+            "seed": self.engine.config.seed,
+            "engine": engine,
+            "memory": self.memory.state_dict(),
+            "random": self.np_random.bit_generator.state,
+        }
+
+    def restore_episode(self, state: dict[str, Any]) -> np.ndarray:
+        """Go on where `episode_state` was taken, in an environment made alike: -> the observation then."""
+        self.np_random.bit_generator.state = state["random"]
+        self._task = state["task"]
+        self._layer = state["layer"] if self._task < 0 else self._tasks[self._task]
+        with self._own_randomness():
+            self._engine = build_engine(self._config(state["seed"]))
+            self._engine.load_state_dict(state["engine"])
+            return self.resume(state["memory"])
+
     def render(self) -> Any:
         """The buffer's images, its classes, its difficulty and the coefficients in force."""
         from envs.rendering import as_picture, as_text
@@ -238,17 +262,20 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _build(self, task: dict[str, Any] | None) -> Engine:
         """The engine of an episode; all that is random about it is drawn from `np_random`."""
         self._task = -1 if task is not None else int(self.np_random.integers(len(self._tasks)))
-        layer = task if task is not None else self._tasks[self._task]
-        config = build(RunConfig, [*self._layers, (layer, "the task")])
+        self._layer = task if task is not None else self._tasks[self._task]
         seed = int(self.np_random.integers(2**31))
-        config.seed = seed % self._warm_starts if self._warm_starts else seed
-        engine = build_engine(config)
+        engine = build_engine(self._config(seed % self._warm_starts if self._warm_starts else seed))
         if self._warm_starts:
             self._warm_up(engine)
             for offset, random in enumerate(engine.random.values()):
                 random.manual_seed(seed * 1000 + offset)
             torch.manual_seed(seed)
         return engine
+
+    def _config(self, seed: int) -> RunConfig:
+        config = build(RunConfig, [*self._layers, (self._layer, "the task")])
+        config.seed = seed
+        return config
 
     def _warm_up(self, engine: Engine) -> None:
         """Put `engine` where its warm-up ends; what it makes depends on the settings below, not on the student."""

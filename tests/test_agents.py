@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
+import random
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -447,7 +452,9 @@ def test_a_policy_is_trained_on_the_entries_and_coefficients_that_are_named(tmp_
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
-def test_training_goes_on_with_all_that_it_had(algorithm: str, tmp_path: Path) -> None:
+def test_training_goes_on_with_all_that_it_had(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = train_flags(tmp_path, algorithm, "--evaluate-seeds", "0")
     assert train.main([*flags, "--steps", "32"]) == 0
     folder = only_run(tmp_path)
@@ -464,6 +471,65 @@ def test_training_goes_on_with_all_that_it_had(algorithm: str, tmp_path: Path) -
     assert after["learner"]["timesteps"] == 48
     assert after["learner"]["updates"] > state["learner"]["updates"]
     assert after["scales"]["observation"]["count"] > state["scales"]["observation"]["count"]
+    del after["episodes"]
+    checkpoint.save(folder / "checkpoints", after, 99)
+    assert train.main(["--resume", str(folder), "--steps", "64", "--quiet"]) == 2
+    assert "the checkpoint does not fit this training ('episodes')" in capsys.readouterr().err
+
+
+def trained(tmp_path: Path, algorithm: str, *more: str) -> Path:
+    """Train, and -> the folder."""
+    before = set((tmp_path / "runs").glob("*"))
+    assert train.main(train_flags(tmp_path, algorithm, "--log-every", "8", *more)) == 0
+    (folder,) = set((tmp_path / "runs").glob("*")) - before
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "processes"),
+    [("ppo", "false"), ("sac", "false"), pytest.param("sac", "true", marks=pytest.mark.slow)],
+)
+def test_a_resumed_training_ends_with_the_policy_of_an_uninterrupted_one(
+    algorithm: str, processes: str, tmp_path: Path
+) -> None:
+    """Cut in the middle of episodes."""
+    cut_at = "20" if algorithm == "sac" else "16"
+    flags = ["--processes", processes, "--evaluate-seeds", "0"]
+    whole = trained(tmp_path, algorithm, *flags, "--steps", "40")
+    cut = trained(tmp_path, algorithm, *flags, "--steps", cut_at)
+    episodes = checkpoint.load_newest(cut / "checkpoints")[0]["episodes"]["each"]
+    assert any(episode["rewards"] for episode in episodes), "an episode was being played"
+    assert train.main(["--resume", str(cut), "--steps", "40", "--quiet"]) == 0
+    assert (cut / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_a_training_killed_at_a_random_moment_ends_with_the_same_policy(algorithm: str, tmp_path: Path) -> None:
+    flags = ["--steps", "96", "--evaluate-seeds", "0"]
+    whole = trained(tmp_path, algorithm, *flags)
+    before = set((tmp_path / "runs").iterdir())
+    variables = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "agents.train", *train_flags(tmp_path, algorithm, "--log-every", "8", *flags)]
+    with subprocess.Popen(argv, env=variables, stdout=subprocess.DEVNULL) as process:
+        while not [folder for folder in (tmp_path / "runs").iterdir() if folder not in before]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.0, 6.0))
+        process.kill()
+    assert process.returncode in (-9, 0)
+    (killed,) = set((tmp_path / "runs").iterdir()) - before
+    assert train.main(["--resume", str(killed), "--quiet"]) == 0
+    assert (killed / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+def test_evaluations_leave_the_training_as_it_is(tmp_path: Path) -> None:
+    alone = trained(tmp_path, "ppo", "--steps", "48", "--evaluate-seeds", "0")
+    judged = trained(tmp_path, "ppo", "--steps", "48", "--evaluate-seeds", "1", "--evaluate-every", "16")
+    assert len((judged / "evaluation.jsonl").read_text().splitlines()) == 3
+    one, other = (load_policy(folder / "policy.safetensors") for folder in (alone, judged))
+    assert_same(dict(one.network.state_dict()), dict(other.network.state_dict()))
 
 
 def checkpoint_form(state: Any, tmp_path: Path) -> Any:
