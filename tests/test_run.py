@@ -162,6 +162,25 @@ def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path: P
     assert len(set(made)) == 20
 
 
+def test_two_runs_started_at_once_into_one_output_root_do_not_disturb_each_other(tmp_path: Path) -> None:
+    alone = one_run(tmp_path / "alone", "--threads", "1", "--checkpoint.rounds", "1")
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "ssdkd.run", *SMALL, "--threads", "1", "--checkpoint.rounds", "1"]
+    argv += ["--out", str(tmp_path / "both")]
+    running = [subprocess.Popen(argv, env=variables, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    folders = sorted((tmp_path / "both").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert sum(f"run folder: {folder}\n" in text for text in said) == 1, "each run names a folder of its own"
+        assert (folder / "student.safetensors").read_bytes() == (alone / "student.safetensors").read_bytes()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in lines] == [1, 2, 3]
+        for name in (".", "checkpoints"):
+            assert len(list((folder / name).iterdir())) == len(list((alone / name).iterdir()))
+
+
 def test_a_folder_that_one_run_writes_is_refused_to_another(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunFolder.existing(finished).claimed():
         assert main(["--resume", str(finished)]) == 2
