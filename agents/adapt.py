@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -61,9 +62,10 @@ class AdaptivePolicy:
         from agents.learning import algorithm_class
 
         arguments = {k: v for k, v in trained.items() if k not in ("verbose", "device", "seed", "tensorboard_log")}
-        if issubclass(algorithm_class(self.description.algorithm), OnPolicyAlgorithm):
+        algorithm = algorithm_class(self.description.algorithm)
+        if issubclass(algorithm, OnPolicyAlgorithm):
             arguments["n_steps"] = ROUNDS
-            if "batch_size" in arguments or self.description.algorithm == "ppo":
+            if "batch_size" in arguments or issubclass(algorithm, PPO):
                 arguments["batch_size"] = ROUNDS
             return arguments
         arguments |= {"buffer_size": EXPERIENCE, "batch_size": min(int(trained.get("batch_size", BATCH)), BATCH)}

@@ -5,7 +5,7 @@ The header holds, as JSON under `ssdkd.policy`, what a policy is made of:
 | field | meaning |
 | --- | --- |
 | format | "1" |
-| algorithm | ppo, a2c, sac, td3, or an import path |
+| algorithm | ppo, a2c, sac, td3, or an import path: of `agents.evolution`, of sb3_contrib, or else only if trusted |
 | net_arch | hidden layers: a list, or lists under "pi" (actor) and "vf" or "qf" (critic) |
 | activation | tanh, relu, elu, silu |
 | observations | names of the entries of `envs.spaces.ENTRIES` that it reads, in its order |
@@ -211,7 +211,8 @@ def _description_in(text: str, trust: bool) -> Description:
     described = Description(**values)
     if not isinstance(described.algorithm, str) or described.activation not in ACTIVATIONS:
         _refuse("its algorithm or activation is unknown")
-    known = described.algorithm in ALGORITHMS or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)
+    ours = (*ALGORITHMS, "agents.evolution:Evolution")
+    known = described.algorithm in ours or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)
     if not known and not trust:
         _refuse(
             f"its algorithm {described.algorithm[:60]!r} would have to be imported, which runs code; if you trust "

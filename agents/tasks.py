@@ -23,7 +23,7 @@ class TasksConfig:
     tasks: list[dict[str, Any]] = option([], "tasks to train on")
     axes: dict[str, Any] = option({}, "more of them: name -> list of mappings; one of each list makes a task")
     held_out: list[dict[str, Any]] = option([], "tasks to be judged on, never trained on")
-    teachers_root: str | None = option(None, "folder of the teachers whose checkpoint is a relative path")
+    teachers_root: str | None = option(None, "folder of the teachers and images that are named by a relative path")
 
 
 def training_tasks(family: TasksConfig) -> list[Task]:
@@ -60,7 +60,7 @@ def name_of(task: Task) -> str:
     def walk(value: Any, key: str) -> None:
         if isinstance(value, dict):
             for inner, content in value.items():
-                if inner not in ("terms", "threads"):  # long, and not what a task is known by
+                if inner not in ("terms", "threads", "image", "data_root"):  # long, and not what a task is known by
                     walk(content, inner)
         elif key == "checkpoint":
             parts.append(Path(str(value)).stem)
@@ -87,6 +87,9 @@ def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
                     "python -m benchmarks.make_family --out FOLDER, then give --teachers-root FOLDER."
                 )
             whole = merged(whole, {"teacher": {"checkpoint": str(path.resolve())}})
+        images = whole.get("data_root")
+        if isinstance(images, str):
+            whole["data_root"] = str((Path(family.teachers_root or ".").expanduser() / images).resolve())
         build(RunConfig, [base, (whole, "a task of the family")])
         ready.append(whole)
     return ready

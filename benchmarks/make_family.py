@@ -1,5 +1,7 @@
 """Train the digits teachers of the family of tasks that policies learn on: strong, weak and one-sided ones.
 
+Beside them goes `validation.npz`, 480 of the digits that teachers are trained on: what policies are trained by.
+
     python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
 
 Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks.make_digits`. Each teacher is a
@@ -31,6 +33,7 @@ class Recipe:
     """One teacher: its network, and the images it is shown."""
 
     widths: tuple[int, ...]
+    seed: int
     depth: int = 1
     batch_norm: bool = True
     images: int | None = None  # none: all 1,437
@@ -39,24 +42,23 @@ class Recipe:
 
 
 TEACHERS: dict[str, Recipe] = {
-    "wide": Recipe((48, 96, 128)),
-    "narrow": Recipe((24, 48, 64)),
-    "deep": Recipe((32, 48, 64), depth=2),
-    "plain": Recipe((48, 96, 128), batch_norm=False),
-    "plain_narrow": Recipe((24, 48, 64), batch_norm=False),
-    "weak": Recipe((32, 64, 96), images=100),
-    "plain_weak": Recipe((32, 64, 96), batch_norm=False, images=150),
-    "skewed": Recipe((32, 64, 96), skew=0.65),
+    "wide": Recipe((48, 96, 128), seed=0),
+    "narrow": Recipe((24, 48, 64), seed=1),
+    "plain": Recipe((48, 96, 128), seed=3, batch_norm=False),
+    "plain_narrow": Recipe((24, 48, 64), seed=4, batch_norm=False),
+    "weak": Recipe((32, 64, 96), seed=5, images=100),
+    "plain_weak": Recipe((32, 64, 96), seed=6, batch_norm=False, images=150),
+    "skewed": Recipe((32, 64, 96), seed=7, skew=0.65),
     # held out: for judging policies, not for training them
-    "other": Recipe((40, 80, 112), depth=2),
-    "other_plain": Recipe((40, 80, 112), batch_norm=False, images=400),
-    "other_skewed": Recipe((40, 80, 112), skew=1.5),
+    "other": Recipe((40, 80, 112), seed=8, depth=2),
+    "other_plain": Recipe((40, 80, 112), seed=9, batch_norm=False, images=400),
+    "other_skewed": Recipe((40, 80, 112), seed=10, skew=1.5),
 }
 
 
-def chosen(labels: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
+def chosen(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Rows of the images that a teacher is shown."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(recipe.seed)
     share = recipe.skew ** np.arange(10)
     share = share / share.max()
     rows = np.concatenate(
@@ -69,21 +71,21 @@ def chosen(labels: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
 
 
 def make(name: str, out: str) -> str:
-    recipe, seed = TEACHERS[name], list(TEACHERS).index(name)
+    recipe = TEACHERS[name]
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     spec = dataset_spec("digits")
     train_images, test_images, train_labels, test_labels = split()
 
     def as_set(x: np.ndarray, y: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.from_numpy(x)[:, None], torch.from_numpy(y).long(), spec)
 
-    rows = chosen(train_labels, recipe, seed)
+    rows = chosen(train_labels, recipe)
     arguments: dict[str, Any] = {"widths": list(recipe.widths), "depth": recipe.depth, "batch_norm": recipe.batch_norm}
     teacher = create_model("convnet", arguments, num_classes=10, in_channels=1, image_size=8)
     rate = 0.1 if recipe.batch_norm else 0.03
     epochs = recipe.epochs * (1 if len(rows) > 500 else 3)
-    options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=1, seed=seed)
+    options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=1, seed=recipe.seed)
     train(teacher, as_set(train_images[rows], train_labels[rows]), options, torch.device("cpu"))
     test = as_set(test_images, test_labels)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
@@ -92,12 +94,19 @@ def make(name: str, out: str) -> str:
     return f"{name}: {len(rows)} images, {accuracy(named, test.labels):.2f} % of {len(test.labels)} test digits"
 
 
+def save_validation(path: Path, how_many: int = 480) -> None:
+    """Images and labels that a policy's training may measure accuracy on; no test digit is among them."""
+    images, _, labels, _ = split()
+    np.savez(path, images=images[:how_many, :, :, None], labels=labels[:how_many])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the digits teachers of configs/family.yaml.")
-    parser.add_argument("--out", required=True, help="folder for the weights")
+    parser.add_argument("--out", required=True, help="folder for weights and images")
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
+    save_validation(Path(given.out) / "validation.npz")
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)

@@ -1,8 +1,10 @@
 """Does selection pay? Policies compared at equal compute, over several seeds.
 
     python -m benchmarks.selection --out runs/selection                                    # digits, 10 seeds
-    python -m benchmarks.selection --tasks digits mnist --data-root DATA --teacher lenet5_bn.safetensors
+    python -m benchmarks.selection --tasks mnist --seeds 5 --data-root DATA --teacher lenet5.safetensors
+    python -m benchmarks.selection --tasks held-out --teachers-root teachers/digits     # of configs/family.yaml
     python -m benchmarks.selection --policies ssdkd "schedule={alpha: 0.6, effort: [2, 0.5]}" --jobs 2
+    python -m benchmarks.selection --policies learned --ablate                          # what each coefficient is worth
 
 Every run is one distillation with a run folder of its own in `--out`, so that `tensorboard --logdir OUT` and
 `python -m ssdkd.report OUT/*/` show them on the same axes. A run that is finished is not repeated: stop and start
@@ -46,10 +48,13 @@ import yaml
 
 from agents import choose_policy
 from agents.evaluate import FIXED, area_under, schedule
-from agents.policies import DEFAULT, load_policy
-from agents.tasks import merged
+from agents.learning import NEUTRAL
+from agents.policies import DEFAULT, LearnedPolicy, load_policy
+from agents.tasks import family_from, held_out_tasks, merged
+from envs.spaces import ENTRIES
 from ssdkd import run as command
 from ssdkd.build import build_engine
+from ssdkd.coefficients import RANGES
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import ConfigError, NumericalError, SsdkdError
 from ssdkd.files import atomic_write_bytes, atomic_write_text
@@ -60,13 +65,42 @@ from ssdkd.tracking.events import to_png
 from ssdkd.tracking.folder import CONFIG, METRICS, SUMMARY
 from ssdkd.tracking.metrics import read_metrics
 
+WITHOUT = "learned without "
+HELD_OUT = "held-out-"
 MARK = "benchmark.json"  # in the folder of a run: that it is one of these, and where its curve begins
 GRID = np.linspace(0.0, 1.0, 101)
 # Tight enough that selection matters; any option may be given anew on the command line.
 TASKS: dict[str, dict[str, Any]] = {
-    "digits": {"rounds": 60},
-    "mnist": {"rounds": 60, "threads": 1, "tracking": {"evaluate_every": 2}},
+    "digits": {"rounds": 40},
+    "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 2}},
 }
+# What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
+FEEDBACK = ("buffer_fill", "class_entropy", "probe_agreement", "replay_agreement")
+
+
+class Ablated:
+    """The learned policy with one coefficient held at its neutral value, or without its feedback.
+
+    Without feedback it sees the mean of its training in place of every entry that tells how the run goes.
+    """
+
+    def __init__(self, learned: LearnedPolicy, lacks: str) -> None:
+        self.learned = learned
+        self.row = [r.name for r in RANGES].index(lacks) if lacks != "feedback" else None
+        names = [entry.name for entry in ENTRIES]
+        read = dict(zip(learned.description.observations, learned.mean, strict=True))
+        self.means = {names.index(n): read[n] for n in FEEDBACK if n in read} if lacks == "feedback" else {}
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        seen = np.array(observation)
+        for place, mean in self.means.items():
+            seen[..., place] = mean
+        action, state = self.learned.predict(seen, state, episode_start, deterministic)
+        if self.row is not None:
+            action[..., self.row] = NEUTRAL[self.row]
+        return action, state
 
 
 @dataclass(frozen=True)
@@ -76,7 +110,7 @@ class Job:
     task: str
     policy: str  # its name in the results
     seed: int
-    rule: str  # what decides: a fixed policy's name, `learned`, or coefficients
+    rule: str  # what decides: a fixed policy's name, `learned`, `learned without NAME`, or coefficients
     digest: str  # of a learned policy
     config: RunConfig
 
@@ -245,8 +279,13 @@ def play(job: Job, root: Path) -> Outcome:
         if not (folder / MARK).is_file():
             raise ConfigError(f"{folder.path} is in the way and is no run of this benchmark; choose another --out.")
         shutil.rmtree(folder.path)  # a run that was cut off
-    fixed = schedule(job.rule) if job.rule.lstrip().startswith("{") else None
-    policy = fixed or choose_policy(job.rule, job.seed, job.config.policy_file)
+    policy: Any
+    if job.rule.lstrip().startswith("{"):
+        policy = schedule(job.rule)
+    elif job.rule.startswith(WITHOUT):
+        policy = Ablated(load_policy(job.config.policy_file), job.rule.removeprefix(WITHOUT))
+    else:
+        policy = choose_policy(job.rule, job.seed, job.config.policy_file)
     engine = build_engine(job.config)
     begins_at = engine.accuracy(engine.student)
     if begins_at is None:
@@ -342,9 +381,14 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
 
 def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) -> RunConfig:
     """The configuration of a task's runs, but for policy and seed."""
-    layer = merged(read_yaml(task)[0], {"tracking": {"evaluate_every": 1}}, TASKS.get(task, {}))
+    every_round = {"tracking": {"evaluate_every": 1}}
     own: dict[str, Any] = {}
-    if task != "digits":  # whose teacher and images ship
+    if task.startswith(HELD_OUT):
+        family = family_from("family", given.teachers_root)
+        layer = merged(read_yaml(family.base)[0], every_round, held_out_tasks(family)[int(task[len(HELD_OUT) :]) - 1])
+    else:
+        layer = merged(read_yaml(task)[0], every_round, TASKS.get(task, {}))
+    if task != "digits" and not task.startswith(HELD_OUT):  # whose teachers and images are known
         own = {"data_root": given.data_root} if given.data_root else {}
         own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
     path = Path(given.out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(task).stem)}.yaml"
@@ -393,16 +437,25 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
             del rules["learned"]
         else:
             digest = load_policy(given.policy_file).fingerprint()
+    if given.ablate and digest:
+        read = load_policy(given.policy_file).description.actions
+        rules |= {f"without_{name}": WITHOUT + name for name in (*read, "feedback")}
+    tasks = list(dict.fromkeys(given.tasks))
+    if "held-out" in tasks:
+        place = tasks.index("held-out")
+        how_many = len(held_out_tasks(family_from("family", given.teachers_root)))
+        tasks[place : place + 1] = [f"{HELD_OUT}{n + 1}" for n in range(how_many)]
     jobs = []
-    for task in dict.fromkeys(given.tasks):
+    for task in tasks:
         shared = task_config(task, given, options)
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for name, rule in rules.items():
                 config = copy.deepcopy(shared)
                 config.seed, config.policy = seed, name
-                config.policy_file = given.policy_file if name == "learned" else None
+                learned = rule == "learned" or rule.startswith(WITHOUT)
+                config.policy_file = given.policy_file if learned else None
                 label = task if task in TASKS else Path(task).stem
-                jobs.append(Job(label, name, seed, rule, digest if name == "learned" else "", config))
+                jobs.append(Job(label, name, seed, rule, digest if learned else "", config))
     return jobs, left_out
 
 
@@ -484,7 +537,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         allow_abbrev=False,
     )
     parser.add_argument("--out", default="runs/selection", help="folder of all the run folders (%(default)s)")
-    parser.add_argument("--tasks", nargs="+", default=["digits"], help="digits, mnist, or a run's YAML (%(default)s)")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["digits"], help="digits, mnist, held-out, or a run's YAML (%(default)s)"
+    )
     parser.add_argument(
         "--policies",
         nargs="+",
@@ -492,6 +547,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="uniform, random, ssdkd, learned, or coefficients: 'NAME={alpha: 0.6, beta: [0.4, 1]}' (all four)",
     )
     parser.add_argument("--policy-file", help="the learned policy; the one that ships")
+    parser.add_argument("--ablate", action="store_true", help="also: the learned policy without each of its parts")
+    parser.add_argument("--teachers-root", help="folder of the held-out tasks' teachers")
     parser.add_argument("--seeds", type=int, default=10, help="how many (%(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first one (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")

@@ -1,0 +1,191 @@
+"""Evolution: learn from whole episodes by moving the policy's weights, not its single actions.
+
+    pair:        weights + noise  |  weights - noise        the same task, from the same starting state
+    update:      weights += rate * sum over pairs (difference of their returns) * noise
+
+What a coefficient is worth shows over a whole run, and hardly in one round, so noise that is held for an episode tells
+more than noise that is drawn anew in every round (parameter-exploring policy gradients: Sehnke et al. 2010, Salimans
+et al. 2017). Both episodes of a pair begin alike, which takes most of the difference between tasks and seeds out.
+
+    algorithm: agents.evolution:Evolution
+    net_arch: []          # a linear policy: with `observe: [progress]`, a schedule
+    arguments: {constant: true}     # only the last layer's bias: the best constants
+
+It is a PPO that learns differently: the same network, the same file; with `--adapt` it goes on as PPO.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor, nn
+
+from ssdkd.coefficients import Coefficients
+
+
+class Evolution(PPO):
+    """Parameter-exploring policy gradient with antithetic pairs of episodes.
+
+    Args:
+        pairs: pairs of episodes between two updates.
+        spread: standard deviation of the noise on an action's bias; on its weights together, as much again.
+        rate: step along the normalised gradient, in units of the noise; falls to 0 in the course of training.
+        momentum: how much of the step before is kept.
+        constant: move only the last layer's bias, so that the policy is a set of constants.
+        start: coefficients that the policy begins with, by name, constant; else neutral.
+        acts: names of the coefficients that the action holds, in its order; none: all.
+        ppo: arguments of PPO, for `--adapt`.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        pairs: int = 8,
+        spread: float = 0.3,
+        rate: float = 0.5,
+        momentum: float = 0.7,
+        constant: bool = False,
+        start: dict[str, float] | None = None,
+        acts: list[str] | None = None,
+        **ppo: Any,
+    ) -> None:
+        self.pairs, self.spread, self.rate, self.keep = int(pairs), spread, rate, momentum
+        self.constant = constant
+        super().__init__(policy, env, **ppo)
+        begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
+        names = acts or list(begin)
+        head = self.policy.action_net
+        assert isinstance(head, nn.Linear)
+        if len(names) != head.out_features:
+            raise ValueError(f"acts names {len(names)} coefficients where the policy sets {head.out_features}")
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([begin[name] for name in names]))
+            self.policy.log_std.fill_(math.log(0.5 * spread))
+        self.moved = self._moved()
+        self.noise = torch.cat([torch.full((p.numel(),), scale) for p, scale in self.moved])
+        self.step_before = torch.zeros_like(self.noise)
+        self.usual = torch.zeros(())  # running mean of the squared differences within pairs
+
+    def _moved(self) -> list[tuple[Tensor, float]]:
+        """The parameters that evolve, each with the standard deviation of its noise."""
+        head = self.policy.action_net
+        assert isinstance(head, nn.Linear)
+        if self.constant:
+            return [(head.bias, self.spread)]
+        layers = [m for m in self.policy.mlp_extractor.policy_net.modules() if isinstance(m, nn.Linear)]
+        found: list[tuple[Tensor, float]] = []
+        for layer in [*layers, head]:
+            found += [(layer.weight, self.spread / math.sqrt(layer.in_features)), (layer.bias, self.spread)]
+        return found
+
+    def _weights(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p, _ in self.moved])
+
+    def _wear(self, weights: Tensor) -> None:
+        at = 0
+        with torch.no_grad():
+            for p, _ in self.moved:
+                p.copy_(weights[at : at + p.numel()].view_as(p))
+                at += p.numel()
+
+    def learn(  # type: ignore[override]
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 1,
+        tb_log_name: str = "Evolution",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Evolution:
+        total, callback = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total:
+            callback.on_rollout_start()
+            random = np.random.default_rng([self.seed or 0, self.num_timesteps])
+            centre = self._weights()
+            drawn = torch.from_numpy(random.standard_normal((self.pairs, len(centre)))).float() * self.noise
+            tried = torch.cat([torch.stack((centre + d, centre - d)) for d in drawn])
+            seeds = np.repeat(random.integers(2**31, size=self.pairs), 2).tolist()
+            returns = self._play(tried, seeds, callback)
+            self._wear(centre)
+            if returns is None:
+                break
+            self._update_current_progress_remaining(self.num_timesteps, total)
+            self._move(centre, drawn, torch.tensor(returns).view(-1, 2))
+            self._n_updates += 1
+            callback.on_rollout_end()
+        callback.on_training_end()
+        return self
+
+    def _move(self, centre: Tensor, drawn: Tensor, returns: Tensor) -> None:
+        """One update from `drawn` (pairs, weights) and the returns with it added and taken away (pairs, 2)."""
+        differences = (returns[:, 0] - returns[:, 1]) / 2.0
+        squared = differences.square().mean()
+        self.usual = squared if self.usual == 0 else 0.9 * self.usual + 0.1 * squared
+        scores = differences / (self.usual.sqrt() + 1e-12)
+        gradient = (scores.clamp(-2.5, 2.5)[:, None] * drawn / self.noise).mean(dim=0)
+        self.step_before = self.keep * self.step_before + (1.0 - self.keep) * gradient
+        rate = self.rate * self._current_progress_remaining
+        moved = centre + rate * self.noise * self.step_before
+        size = self.moved[-1][0].numel()  # the last layer's bias: no further out than actions go
+        moved[-size:] = moved[-size:].clamp(-1.2, 1.2)
+        self._wear(moved)
+        self.logger.record("evolution/return", float(returns.mean()))
+        self.logger.record("evolution/difference", float(self.usual.sqrt()))
+        self.logger.record("evolution/step", float((moved - centre).div(self.noise).square().mean().sqrt()))
+
+    def _play(self, tried: Tensor, seeds: list[int], callback: Any) -> list[float] | None:
+        """One episode with each row of `tried`, as many at once as there are environments: -> their returns.
+
+        Both of a pair begin from one seed. None: the callback wants an end.
+        """
+        env = self.env
+        assert env is not None
+        scaled = env if isinstance(env, VecNormalize) else None
+        if scaled is not None:  # the scales are those of the first episodes: a policy must not change by itself
+            scaled.training = self._n_updates == 0
+        waiting, returns = list(range(len(tried))), [0.0] * len(tried)
+        playing: list[int | None] = [None] * env.num_envs
+        seen = np.zeros((env.num_envs, *self.observation_space.shape), dtype=np.float32)  # type: ignore[misc]
+        while True:
+            for place in range(env.num_envs):
+                if playing[place] is None and waiting:
+                    playing[place] = job = waiting.pop(0)
+                    observation: np.ndarray = env.env_method("reset", seed=seeds[job], indices=[place])[0][0]
+                    seen[place] = scaled.normalize_obs(observation) if scaled is not None else observation  # type: ignore[assignment]
+            if all(job is None for job in playing):
+                return returns
+            actions = np.zeros((env.num_envs, *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]
+            for place, now in enumerate(playing):
+                if now is not None:
+                    self._wear(tried[now])
+                    actions[place], _ = self.policy.predict(seen[place], deterministic=True)
+            observations, _, ended, infos = env.step(actions)
+            assert isinstance(observations, np.ndarray)
+            seen = observations.copy()
+            live = [place for place, job in enumerate(playing) if job is not None]
+            self.num_timesteps += len(live)
+            infos = [infos[place] for place in live]  # of the others nobody wants to know
+            callback.update_locals({"infos": infos})
+            if not callback.on_step():
+                return None
+            for place, info in zip(live, infos, strict=True):
+                if ended[place]:
+                    ended_job = playing[place]
+                    assert ended_job is not None
+                    returns[ended_job] = float(info["episode"]["r"])
+                    playing[place] = None
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        states, _ = super()._get_torch_save_params()
+        return states, ["step_before", "usual"]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "moved", "noise"]
