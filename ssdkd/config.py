@@ -77,8 +77,9 @@ class InversionConfig:
     steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
     start: str = option(
         "auto",
-        "what the search starts from; auto: a generator where the teacher has batch norm, else random textures",
-        choices=("auto", "generator", "textures"),
+        "what the search works on: a generator that learns, random textures, or a pyramid of corrections to textures; "
+        "auto: the pyramid where the teacher has batch norm, else the textures",
+        choices=("auto", "generator", "textures", "pyramid"),
     )
     pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)
     latent: int = option(128, "size of the latent vector", low=1)

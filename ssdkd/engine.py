@@ -21,7 +21,16 @@ from ssdkd.devices import autocast_for
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
-from ssdkd.inversion import TERMS, ConvGenerator, Inverter, InverterSettings, Observer, Search, TextureInverter
+from ssdkd.inversion import (
+    TERMS,
+    ConvGenerator,
+    Inverter,
+    InverterSettings,
+    Observer,
+    PyramidInverter,
+    Search,
+    TextureInverter,
+)
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
 from ssdkd.models import count_multiply_adds
@@ -29,7 +38,8 @@ from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
-TERMS_WITH_BATCH_NORM = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
+TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
+TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
 TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
 
 
@@ -79,9 +89,10 @@ class Engine:
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
         observer = Observer(self.teacher)
         inversion = config.inversion
-        by_layers = "generator" if observer.has_batch_norm else "textures"
+        by_layers = "pyramid" if observer.has_batch_norm else "textures"
         self.starts_from = by_layers if inversion.start == "auto" else inversion.start
-        default_terms = TERMS_WITH_BATCH_NORM if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
+        with_batch_norm = TERMS_OF_GENERATOR if self.starts_from == "generator" else TERMS_OF_PYRAMID
+        default_terms = with_batch_norm if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
         self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
         unknown = sorted(set(self.terms) - set(TERMS))
         if unknown:
@@ -121,7 +132,11 @@ class Engine:
             terms=self.terms,
         )
         shared = (observer, self.mean, self.std, settings, self.random["inversion"], self.autocast)
-        self.inverter: Search = TextureInverter(shape, *shared) if generator is None else Inverter(generator, *shared)
+        self.inverter: Search
+        if generator is not None:
+            self.inverter = Inverter(generator, *shared)
+        else:
+            self.inverter = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from](shape, *shared)
         share = inversion.textures
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
@@ -254,9 +269,8 @@ class Engine:
 
     def begin(self) -> Statistics:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
-        nothing = Kept(torch.zeros((), device=self.device))
         silence = torch.zeros((), device=self.device)
-        statistics = self.measure(self._judged(self.newest), nothing, Replayed(silence, silence))
+        statistics = self.measure(self._judged(self.newest), Kept(silence), Replayed(silence, silence))
         self.guard.hold(self._parts(), statistics)
         return statistics
 
@@ -277,10 +291,10 @@ class Engine:
         """Let the best candidates into the buffer, by phi and chance; free slots first, then by exchange."""
         start = time.perf_counter()
         buffer, random = self.buffer, self.random["keep"]
-        if self.config.buffer.fresh:
+        new, usable = candidates.samples, candidates.samples.usable()
+        if self.config.buffer.fresh and usable.any():  # else what is there must do for another round
             buffer.size = 0
-        held, new = buffer.filled(), candidates.samples
-        usable = new.usable()
+        held = buffer.filled()
         if buffer.size < buffer.capacity:  # free slots take whatever comes; afterwards nothing waits for the device
             new, usable = new[usable], usable[usable]
         counts = selection.class_counts(torch.cat([held.classes, new.classes]), self.spec.num_classes)
@@ -295,11 +309,6 @@ class Engine:
         new_scores = torch.where(usable, score(new), -torch.inf)  # which beats nothing
         order = new_scores.argsort(descending=True)
         entered = buffer.append(new[order], delta=1.0, round_index=self.round)
-        if buffer.size == 0:
-            raise NumericalError(
-                "the teacher's answer is not finite for any candidate, so there is nothing to learn from: look at "
-                "its weights, and at image.mean and image.std."
-            )
         rest = order[entered:]
         accepted = torch.zeros((), device=self.device)
         limit = round(coefficients.refresh * buffer.capacity)
@@ -314,6 +323,9 @@ class Engine:
         """Train the student on prioritised batches of the buffer."""
         start = time.perf_counter()
         learning, buffer = self.config.distillation, self.buffer
+        if buffer.size == 0:  # no image has been usable so far, which `recover` bears with for a few rounds
+            self._steps, silence = 0, torch.zeros((), device=self.device)
+            return Replayed(silence, silence)
         steps = max(1, round(coefficients.effort * learning.steps))
         if self.config.minutes is None:  # the last round spends what is left, so that no effort overdraws the budget
             left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
@@ -380,7 +392,7 @@ class Engine:
         """
         start = time.perf_counter()
         guard = self.guard
-        found = trouble_in(statistics, guard.statistics)
+        found = trouble_in(statistics, guard.statistics) or guard.strayed(statistics)
         if not found:
             guard.note_good_round()
             guard.hold(self._parts(), statistics)

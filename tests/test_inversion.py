@@ -20,6 +20,7 @@ from ssdkd.inversion import (
     Inverter,
     InverterSettings,
     Observer,
+    PyramidInverter,
     Scene,
     TextureInverter,
     register_term,
@@ -510,6 +511,46 @@ def test_steps_from_textures_bend_them_to_their_class(teacher: nn.Module) -> Non
 
     assert share_right(1) < 0.6
     assert share_right(8) > 0.8
+
+
+def test_a_pyramid_meets_the_statistics_and_the_classes_sooner_than_pixels_do(teacher: nn.Module) -> None:
+    targets = torch.arange(40) % 10
+    settings = InverterSettings(
+        steps=10, latent=1, generator_rate=0.0, latent_rate=0.0, meta_rate=0.0, meta="fomaml", memory=0.0,
+        pixel_rate=0.05, terms={"one_hot": 1.0, "batch_norm": 1.0},
+    )  # fmt: skip
+    observer, mean, std = Observer(teacher), torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37)
+
+    def ends_with(search: type[PyramidInverter], steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        random = torch.Generator().manual_seed(0)
+        inverter = search((1, 8, 8), observer, mean, std, replace(settings, steps=steps), random, nullcontext())
+        return inverter.invert(targets, None, 0.0)
+
+    class OfPixels(PyramidInverter):
+        COARSEST = 8
+
+    before = ends_with(PyramidInverter, 1)[1]
+    images, after = ends_with(PyramidInverter, 10)
+    assert images.shape == (40, 8, 8, 1)
+    assert images.dtype == torch.uint8
+    assert after["batch_norm"] < 0.5 * before["batch_norm"]
+    assert after["loss"] < ends_with(OfPixels, 10)[1]["loss"]
+    shown = (images.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+    assert (teacher(shown).argmax(dim=1) == targets).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 5, 7), (1, 3, 3)])
+def test_a_pyramid_adds_nothing_at_first_and_fits_any_size(teacher: nn.Module, shape: tuple[int, int, int]) -> None:
+    settings = InverterSettings(
+        steps=1, latent=1, generator_rate=0.0, latent_rate=0.0, meta_rate=0.0, meta="fomaml", memory=0.0
+    )
+    mean = torch.full((1, 1, 1, 1), 0.5)
+    random = torch.Generator().manual_seed(0)
+    pyramid = PyramidInverter(shape, Observer(teacher), mean, mean, settings, random, nullcontext())
+    levels = pyramid._levels(6, torch.device("cpu"))
+    assert min(min(level.shape[2:]) for level in levels[1:] or levels) >= min(4, *shape[1:])
+    textures = torch.rand(6, *shape)
+    assert torch.equal(pyramid._image(textures, levels), textures)
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 6, 7), (16, 5), (3, 5, 2, 4, 4), (1, 5, 3, 3)])

@@ -1,7 +1,7 @@
 """Making images out of a teacher: generators, loss terms, and the inverter that searches with them."""
 
 from ssdkd.inversion.generators import ConvGenerator
-from ssdkd.inversion.inverter import Inverter, InverterSettings, Search, TextureInverter
+from ssdkd.inversion.inverter import Inverter, InverterSettings, PyramidInverter, Search, TextureInverter
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene, register_term
 
@@ -11,6 +11,7 @@ __all__ = [
     "Inverter",
     "InverterSettings",
     "Observer",
+    "PyramidInverter",
     "Scene",
     "Search",
     "TextureInverter",

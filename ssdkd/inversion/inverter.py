@@ -1,7 +1,8 @@
 """The inverters: a meta-learned generator that adapts to each batch in a few steps, or a few steps on textures.
 
 Each call of the first, a copy of the base generator adapts together with fresh latents; the base then takes a
-first-order step toward what helped (FOMAML or Reptile), so that the next copy starts nearer.
+first-order step toward what helped (FOMAML or Reptile), so that the next copy starts nearer. The others learn
+nothing from call to call: they bend random textures, pixel by pixel or on all scales at once.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.inversion.generators import standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene
 from ssdkd.inversion.textures import random_textures
+
+JITTER = 2  # pixels by which the search on a pyramid looks past its images, so that none of them counts alone
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,73 @@ class TextureInverter(Search):
         if scene.batch:
             self._remember(scene.batch)
         return to_bytes(images), values
+
+
+class PyramidInverter(Search):
+    """Searches from random textures on all scales at once, where batch norm tells what the teacher's data was like.
+
+    What is searched for is a pyramid of corrections, each twice as coarse as the one before, that add up to one:
+
+        image = texture + 32x32 + enlarged(16x16) + enlarged(8x8) + enlarged(4x4)
+
+    An optimiser that steps every number alike (Adam) then moves colours and shapes as fast as it moves pixels: some
+    twenty steps reach what plain pixels take hundreds for, and a generator dozens of rounds of practice.
+    """
+
+    COARSEST = 4  # pixels across at the pyramid's top
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        observer: Observer,
+        mean: Tensor,
+        std: Tensor,
+        settings: InverterSettings,
+        random: torch.Generator,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        super().__init__(observer, mean, std, settings, random, autocast)
+        self.image_shape = image_shape
+
+    def invert(
+        self, targets: Tensor, student: nn.Module | None, adversarial: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.settings
+        textures = random_textures(len(targets), self.image_shape, self.mean, self.std, self.random)
+        textures = textures.contiguous(memory_format=torch.channels_last)
+        levels = self._levels(len(targets), textures.device)
+        optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), foreach=True)
+        reach = JITTER + 1
+        shifts = torch.randint(1 - reach, reach, (settings.steps, 2), generator=self.random, device=textures.device)
+        values: dict[str, Tensor] = {}
+        for shift in shifts.tolist():
+            images = self._image(textures, levels)
+            scene = self._look(torch.roll(images, shift, (2, 3)), targets, student)
+            loss, values = self._weigh(scene, adversarial)
+            for level, slope in zip(levels, torch.autograd.grad(loss, levels), strict=True):
+                level.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # of a teacher that answers NaN
+            optimizer.step()
+            values = {"loss": loss.detach(), **values}
+        if scene.batch:
+            self._remember(scene.batch)
+        with torch.no_grad():
+            return to_bytes(self._image(textures, levels)), values
+
+    def _levels(self, count: int, device: torch.device) -> list[Tensor]:
+        """Nothing added yet, at each scale."""
+        channels, height, width = self.image_shape
+        levels: list[Tensor] = []
+        while min(height, width) >= self.COARSEST or not levels:
+            level = torch.zeros((count, channels, height, width), device=device)
+            levels.append(level.contiguous(memory_format=torch.channels_last).requires_grad_(True))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return levels
+
+    def _image(self, textures: Tensor, levels: list[Tensor]) -> Tensor:
+        """What the corrections make of the textures: -> (B, c, H, W), clipped where no pixel can be."""
+        size = self.image_shape[1:]
+        coarse = sum(F.interpolate(level, size, mode="bilinear") for level in levels[1:])
+        return (textures + levels[0] + coarse).clamp(-0.1, 1.1)
 
 
 def _copy(into: nn.Module, source: nn.Module) -> None:
