@@ -194,9 +194,9 @@ def _plan(
         each = 2 if kill.operation == "fsync" else 1
         saves = max(math.ceil((aimed - newest) / interval), 1) if kill.part == "checkpoints" else 1
         fault = f"{kill.operation}:{each * (saves - 1) + kill.number}:kill:{kill.part}"
-        at = f" {newest + saves * interval}" if kill.part == "checkpoints" else ""
         which = " (folder)" if kill.number == 2 else ""
-        return f"{kill.operation}{which} of {kill.part.removesuffix('s')}{at}", fault, None
+        name = f"checkpoint {newest + saves * interval}" if kill.part == "checkpoints" else kill.part
+        return f"{kill.operation}{which} of {name}", fault, None
     if aimed < 0:
         wait = kill.moment * undisturbed.seconds
         return f"{wait:.1f} s", "", lambda seconds: seconds >= wait

@@ -17,9 +17,9 @@ from ssdkd.distiller import Distiller
 from ssdkd.engine import Engine
 from ssdkd.errors import NumericalError
 from ssdkd.run import distill, main
-from ssdkd.trouble import MOST_TRIES, Guard, all_finite
+from ssdkd.trouble import MOST_TRIES, PATIENCE, Guard, all_finite
 
-LONG = changed(rounds=12)
+LONG = changed(rounds=12, inversion={"start": "generator"})
 
 
 def play(engine: Engine, rounds: int | None = None) -> list[dict[str, float]]:
@@ -66,7 +66,7 @@ class NanWhere(nn.Module):
 def test_a_student_that_leaves_the_finite_numbers_goes_back_to_the_round_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = changed(rounds=8, distillation={"schedule": "constant"})
+    options = changed(rounds=8, distillation={"schedule": "constant"}, inversion={"start": "generator"})
     rates = spoil_student(monkeypatch, 3)
     engine = tiny_engine(options)
     loop = engine.loop()
@@ -218,6 +218,150 @@ def test_a_teacher_of_nothing_but_nan_is_one_sentence() -> None:
     engine = tiny_engine(teacher=NanWhere(lambda images: torch.ones(len(images), dtype=torch.bool)))
     with pytest.raises(NumericalError, match=r"not finite for any of the first images: .* image\.mean"):
         next(engine.loop())
+
+
+class NanFrom(nn.Module):
+    """A teacher that answers NaN from some call on, for so many calls."""
+
+    def __init__(self, first: int, calls: int) -> None:
+        super().__init__()
+        self.teacher, self.first, self.last, self.labelled = digits_teacher(), first, first + calls, 0
+
+    def broken(self, answers: Tensor) -> bool:
+        self.labelled += not answers.requires_grad  # the search asks with a gradient, labelling without
+        return self.first <= self.labelled < self.last and not answers.requires_grad
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers: Tensor = self.teacher(images)
+        return answers * math.nan if self.broken(answers) else answers
+
+
+FRESH = changed(rounds=12, buffer={"fresh": True})
+
+
+def test_a_buffer_that_begins_anew_each_round_bears_a_round_without_usable_candidates() -> None:
+    engine = tiny_engine(FRESH, teacher=NanFrom(first=9, calls=1))
+    seen = play(engine)
+    broken = [facts for facts in seen if facts["candidates_broken"]]
+    assert [facts["candidates_broken"] for facts in broken] == [32]
+    assert seen[-1]["rollbacks"] == 1
+    assert all(facts["buffer_size"] > 0 for facts in seen), "the images of the round before served again"
+    assert engine.finished
+
+
+def test_a_teacher_that_never_answers_again_ends_the_run_after_a_few_tries() -> None:
+    engine = tiny_engine(FRESH, teacher=NanFrom(first=9, calls=10**6))
+    with pytest.raises(NumericalError, match=r"no candidate was usable.*again after 3 times.*look at the teacher"):
+        play(engine)
+    assert engine.guard.rollbacks == MOST_TRIES + 1
+    assert torch.isfinite(engine.buffer.filled().logits).all()
+
+
+def test_a_run_may_begin_without_a_usable_image() -> None:
+    nothing_kept = changed(rounds=12, buffer={"fresh": True}, inversion={"warmup_kept": 0.0})
+    engine = tiny_engine(nothing_kept, teacher=NanFrom(first=4, calls=2))
+    seen = play(engine)
+    assert [facts["buffer_size"] for facts in seen[:3]] == [0, 0, 0]
+    assert (seen[1]["student_steps"], seen[3]["student_steps"]) == (0, 4)
+    assert seen[-1]["probe_kl"] < seen[0]["probe_kl"]
+
+
+# -- slow divergence --------------------------------------------------------------------------------------
+
+
+def facts(kl: float, loss: float) -> dict[str, float]:
+    return {"probe_kl": kl, "probe_agreement": 0.5, "replay_loss": loss, "replay_agreement": 0.5}
+
+
+def strays(guard: Guard, kls: list[float], losses: list[float]) -> list[int]:
+    """Feed a guard rounds: -> those in which it found that the student had strayed."""
+    found = []
+    for number, (kl, loss) in enumerate(zip(kls, losses, strict=True)):
+        now = facts(kl, loss)
+        if guard.strayed(now):
+            found.append(number)
+        else:
+            guard.hold({"student": {"network": {}}}, now)
+    return found
+
+
+def test_a_student_far_from_its_best_for_long_has_strayed() -> None:
+    learning = [2.0, 1.0, 0.5, 0.4]
+    assert strays(Guard(), learning + [2.0] * 25, learning + [2.0] * 25) == [len(learning) + PATIENCE - 1]
+
+
+@pytest.mark.parametrize(
+    ("kls", "losses"),
+    [
+        ([2.0, 9.0, 30.0, 9.0, *[4.0] * 10, *[1.0] * 30], [2.0, 40.0, 90.0, *[9.0] * 11, *[1.0] * 30]),  # the start
+        ([2.0, 1.0, 0.4, *[0.5] * 50], [2.0, 1.0, 0.2, *[5.0] * 50]),  # harder images are replayed
+        ([2.0, 1.0, 0.4, *[2.0] * 50], [2.0, 1.0, 0.5, *[0.7] * 50]),  # the probe alone
+        ([2.0, 1.0, 0.01, *[0.1] * 50], [2.0, 1.0, 0.01, *[0.1] * 50]),  # hardly anything to lose
+        ([1.0, 0.3, *[2.0, 2.0, 0.5] * 20], [1.0, 0.3, *[2.0, 2.0, 0.5] * 20]),  # it comes back by itself
+        ([math.log(10.0)] + [3.0] * 60, [0.0] + [3.0] * 60),  # nothing was ever learned
+    ],
+)
+def test_what_is_no_divergence(kls: list[float], losses: list[float]) -> None:
+    assert strays(Guard(), kls, losses) == []
+
+
+def unlearn(monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
+    """Let the learning rate explode in these rounds, which leaves finite weights that know nothing."""
+    replay, count = Distiller.replay, [0]
+
+    def spoiled(self: Distiller, buffer: Any, rows: Tensor, weights: Tensor, rate: float, show: Any) -> Any:
+        count[0] += 1
+        spoil = first <= count[0] <= last
+        return replay(self, buffer, rows, weights, 300.0 * rate if spoil else rate, show)
+
+    monkeypatch.setattr(Distiller, "replay", spoiled)
+
+
+CLIPPED = changed(rounds=24, distillation={"clip": 1.0, "schedule": "constant"})
+
+
+def test_a_student_that_unlearns_goes_back_to_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssdkd.trouble.PATIENCE", 4)
+    unlearn(monkeypatch, 10, 13)
+    engine = tiny_engine(CLIPPED)
+    seen = play(engine)
+    kls = [facts["probe_kl"] for facts in seen]
+    best = min(kls[1:10])
+    assert all(math.isfinite(kl) and kl > 3 * best for kl in kls[10:13]), "it was bad, but finite"
+    assert [facts["rollbacks"] for facts in seen] == [0] * 13 + [1] * 12
+    assert kls[13] == best
+    assert engine.guard.step["student"] == 0.5
+    assert kls[-1] < 1.5 * best
+
+
+def test_a_run_that_strayed_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssdkd.trouble.PATIENCE", 4)
+    unlearn(monkeypatch, 10, 13)
+    whole = tiny_engine(CLIPPED)
+    loop = whole.loop()
+    next(loop)
+    for _ in range(11):
+        loop.send(Coefficients())
+    saved = copy.deepcopy(whole.state_dict())
+    while not whole.finished:
+        loop.send(Coefficients())
+    assert whole.guard.rollbacks == 1
+    monkeypatch.undo()
+    monkeypatch.setattr("ssdkd.trouble.PATIENCE", 4)
+    unlearn(monkeypatch, 1, 2)
+    resumed = tiny_engine(CLIPPED)
+    resumed.load_state_dict(saved)
+    play(resumed)
+    assert resumed.guard.rollbacks == 1
+    for one, other in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_student_that_unlearns_again_and_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssdkd.trouble.PATIENCE", 2)
+    unlearn(monkeypatch, 10, 100)
+    with pytest.raises(NumericalError, match=r"probe_kl has been above 3 times its best.*again after 3 times"):
+        play(tiny_engine(CLIPPED))
 
 
 # -- the command ------------------------------------------------------------------------------------------
