@@ -1,7 +1,8 @@
 """Evolution: learn from whole episodes by moving the policy's weights, not its single actions.
 
     pair:        weights + noise  |  weights - noise        the same task, from the same starting state
-    update:      weights += rate * sum over pairs (difference of their returns) * noise
+    slope:       of the difference of their returns over the noise, by ridge regression on the newest pairs
+    update:      weights += rate * slope
 
 What a coefficient is worth shows over a whole run, and hardly in one round, so noise that is held for an episode tells
 more than noise that is drawn anew in every round (parameter-exploring policy gradients: Sehnke et al. 2010, Salimans
@@ -27,15 +28,18 @@ from torch import Tensor, nn
 
 from ssdkd.coefficients import Coefficients
 
+REMEMBERED = 10  # updates whose pairs are kept
+
 
 class Evolution(PPO):
     """Parameter-exploring policy gradient with antithetic pairs of episodes.
 
     Args:
         pairs: pairs of episodes between two updates.
-        spread: standard deviation of the noise on an action's bias; on its weights together, as much again.
-        rate: step along the normalised gradient, in units of the noise; falls to 0 in the course of training.
-        momentum: how much of the step before is kept.
+        spread: standard deviation of the noise on an action's bias; on its weights together, 1.5 times as much.
+        rate: standard deviations of the noise that a weight moves for a hundredth of return that one of them is worth;
+            falls to a fifth of it in the course of training.
+        memory: what the pairs of one update earlier still count.
         constant: move only the last layer's bias, so that the policy is a set of constants.
         start: coefficients that the policy begins with, by name, constant; else neutral.
         acts: names of the coefficients that the action holds, in its order; none: all.
@@ -48,14 +52,14 @@ class Evolution(PPO):
         env: Any,
         pairs: int = 8,
         spread: float = 0.3,
-        rate: float = 0.5,
-        momentum: float = 0.7,
+        rate: float = 0.1,
+        memory: float = 0.8,
         constant: bool = False,
         start: dict[str, float] | None = None,
         acts: list[str] | None = None,
         **ppo: Any,
     ) -> None:
-        self.pairs, self.spread, self.rate, self.keep = int(pairs), spread, rate, momentum
+        self.pairs, self.spread, self.rate, self.memory = int(pairs), spread, rate, memory
         self.constant = constant
         super().__init__(policy, env, **ppo)
         begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
@@ -70,8 +74,8 @@ class Evolution(PPO):
             self.policy.log_std.fill_(math.log(0.5 * spread))
         self.moved = self._moved()
         self.noise = torch.cat([torch.full((p.numel(),), scale) for p, scale in self.moved])
-        self.step_before = torch.zeros_like(self.noise)
-        self.usual = torch.zeros(())  # running mean of the squared differences within pairs
+        self.tried = torch.zeros((REMEMBERED * self.pairs, len(self.noise)))  # noise of the newest pairs, in its unit
+        self.told = torch.zeros(len(self.tried))  # half the differences of their returns
 
     def _moved(self) -> list[tuple[Tensor, float]]:
         """The parameters that evolve, each with the standard deviation of its noise."""
@@ -82,7 +86,8 @@ class Evolution(PPO):
         layers = [m for m in self.policy.mlp_extractor.policy_net.modules() if isinstance(m, nn.Linear)]
         found: list[tuple[Tensor, float]] = []
         for layer in [*layers, head]:
-            found += [(layer.weight, self.spread / math.sqrt(layer.in_features)), (layer.bias, self.spread)]
+            of_weights = self.spread * min(1.0, 1.5 / math.sqrt(layer.in_features))
+            found += [(layer.weight, of_weights), (layer.bias, self.spread)]
         return found
 
     def _weights(self) -> Tensor:
@@ -127,18 +132,16 @@ class Evolution(PPO):
     def _move(self, centre: Tensor, drawn: Tensor, returns: Tensor) -> None:
         """One update from `drawn` (pairs, weights) and the returns with it added and taken away (pairs, 2)."""
         differences = (returns[:, 0] - returns[:, 1]) / 2.0
-        squared = differences.square().mean()
-        self.usual = squared if self.usual == 0 else 0.9 * self.usual + 0.1 * squared
-        scores = differences / (self.usual.sqrt() + 1e-12)
-        gradient = (scores.clamp(-2.5, 2.5)[:, None] * drawn / self.noise).mean(dim=0)
-        self.step_before = self.keep * self.step_before + (1.0 - self.keep) * gradient
-        rate = self.rate * self._current_progress_remaining
-        moved = centre + rate * self.noise * self.step_before
+        self.tried = torch.cat([drawn / self.noise, self.tried])[: len(self.tried)]
+        self.told = torch.cat([differences, self.told])[: len(self.told)]
+        slope = slope_of(self.tried, self.told, self.memory ** (torch.arange(len(self.told)) // self.pairs))
+        rate = 100.0 * self.rate * (0.2 + 0.8 * self._current_progress_remaining)
+        moved = centre + self.noise * (rate * slope).clamp(-1.0, 1.0)
         size = self.moved[-1][0].numel()  # the last layer's bias: no further out than actions go
         moved[-size:] = moved[-size:].clamp(-1.2, 1.2)
         self._wear(moved)
         self.logger.record("evolution/return", float(returns.mean()))
-        self.logger.record("evolution/difference", float(self.usual.sqrt()))
+        self.logger.record("evolution/difference", float(differences.square().mean().sqrt()))
         self.logger.record("evolution/step", float((moved - centre).div(self.noise).square().mean().sqrt()))
 
     def _play(self, tried: Tensor, seeds: list[int], callback: Any) -> list[float] | None:
@@ -185,7 +188,18 @@ class Evolution(PPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, _ = super()._get_torch_save_params()
-        return states, ["step_before", "usual"]
+        return states, ["tried", "told"]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "moved", "noise"]
+
+
+def slope_of(tried: Tensor, told: Tensor, counts: Tensor) -> Tensor:
+    """What one unit of each weight is worth: (pairs, weights), (pairs,) and how much each counts -> (weights,).
+
+    Ridge regression. Of what differences vary, a quarter is taken for chance, and what is expected of the slopes before
+    anything is known explains all of it.
+    """
+    weighed = 4.0 * tried.T * counts
+    pull = tried.shape[1] * torch.eye(tried.shape[1])
+    return torch.linalg.solve(weighed @ tried + pull, weighed @ told)

@@ -69,9 +69,15 @@ WITHOUT = "learned without "
 HELD_OUT = "held-out-"
 MARK = "benchmark.json"  # in the folder of a run: that it is one of these, and where its curve begins
 GRID = np.linspace(0.0, 1.0, 101)
-# Tight enough that selection matters; any option may be given anew on the command line.
+# Tight enough that selection matters and accuracy is still rising; any option may be given anew on the command line.
 TASKS: dict[str, dict[str, Any]] = {
-    "digits": {"rounds": 40},
+    "digits": {
+        "rounds": 40,
+        "inversion": {"images": 32, "steps": 3, "latent": 32, "width": 16, "warmup": 10},
+        "buffer": {"capacity": 120, "views": 4},
+        "distillation": {"batch": 32, "steps": 10},
+        "probe": {"images": 256},
+    },
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 2}},
 }
 # What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
@@ -511,6 +517,34 @@ def charts(task: str, outcomes: Sequence[Outcome]) -> list[Chart]:
     return found
 
 
+def coefficient_charts(root: Path, names: Sequence[str]) -> list[Chart]:
+    """What the learned policy set in the runs under `root`: each coefficient over the budget, a line for each task.
+
+    Mean over seeds, in action space, so that the ends of the axis are those of the range; read as values.
+    """
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    for folder in sorted(root.glob("*-learned-seed*")):
+        if (folder / METRICS).is_file():
+            runs.setdefault(folder.name.rsplit("-learned-", 1)[0], []).append(list(read_metrics(folder / METRICS)))
+    found = []
+    for r in (r for r in RANGES if r.name in names):
+        lines = []
+        for place, (task, those) in enumerate(runs.items()):
+            curves = []
+            for run in those:
+                # a round's coefficients hold from where the round before ended
+                ends = [0.0, *(line["progress"] for line in run)]
+                values = [r.to_unit(line[r.name]) for line in run]
+                at = np.searchsorted(ends[1:-1], GRID, side="right")
+                curves.append(np.array(values)[at])
+            lines.append(Line(task, (100 * GRID).tolist(), np.mean(curves, axis=0).tolist(), COLOURS[place]))
+        span = f"{r.low:g} to {r.high:g}{', each step multiplies' if r.logarithmic else ''}"
+        neutral = r.to_unit(r.neutral)
+        lines.append(Line("neutral", [0.0, 100.0], [neutral, neutral], "#8a8f98", width=1.0))
+        found.append(Chart(f"{r.name} (-1 to 1: {span})", "compute budget spent (%)", lines, y_range=(-1.05, 1.05)))
+    return found
+
+
 def draw(drawn: Sequence[Chart], out: Path) -> None:
     """The charts, two in a row, as PNG or SVG by the file's name."""
     width, height = 480, 300
@@ -555,6 +589,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data-root", help="where the evaluation sets lie; digits ship")
     parser.add_argument("--teacher", help="weights of the teacher; those for digits ship")
     parser.add_argument("--json", help="file for all figures and curves")
+    parser.add_argument("--coefficients", help="file for a picture of what the learned policy set, .png or .svg")
     parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
     for name in ("seeds", "jobs"):
@@ -575,6 +610,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     result["runs"] = [asdict(o) for o in outcomes]
     try:
         draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
+        if given.coefficients:
+            read = load_policy(given.policy_file).description.actions
+            draw(coefficient_charts(Path(given.out), read), Path(given.coefficients))
         if given.json:
             atomic_write_text(given.json, json.dumps(result, indent=1) + "\n")
     except OSError as error:

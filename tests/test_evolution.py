@@ -7,9 +7,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents import train
 from agents.adapt import AdaptivePolicy
 from agents.evolution import Evolution
 from agents.policies import Description, load_policy, policy_of
@@ -37,7 +39,7 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         miss = float(np.abs(action - np.array([0.5 * self.seen[0], 0.4])).sum())
         self.round += 1
-        return self._see(), self.luck - miss, self.round == 3, False, {}
+        return self._see(), 0.1 * (self.luck - miss), self.round == 3, False, {}
 
 
 def learner(environments: int = 2, **arguments: Any) -> Evolution:
@@ -99,3 +101,41 @@ def test_its_policy_is_read_without_trust_and_goes_on_learning(tmp_path: Path) -
         adaptive.predict(seen)
         adaptive.learn(0.1 * n, seen, False)
     assert any(not torch.equal(a, b) for a, b in zip(before, adaptive.model.policy.parameters(), strict=True))
+
+
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    small = {"images": 8, "steps": 1, "warmup": 2, "latent": 4, "width": 4}
+    base = {
+        "dataset": "digits",
+        "teacher": {"name": "convnet", "arguments": {"widths": [48, 96, 128]}, "checkpoint": "embedded"},
+        "student": {"name": "convnet_small", "arguments": {"widths": [4, 6, 8]}},
+        "threads": 1,
+        "inversion": small,
+        "buffer": {"capacity": 20, "views": 1},
+        "distillation": {"batch": 8, "steps": 1},
+        "probe": {"images": 8},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    family = {"base": str(tmp_path / "base.yaml"), "tasks": [{"rounds": 2}, {"rounds": 3}]}
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump(family))
+    training = {
+        "algorithm": "agents.evolution:Evolution",
+        "arguments": {"pairs": 2, "acts": ["w_div", "effort"]},
+        "net_arch": [],
+        "observe": ["progress"],
+        "act": ["w_div", "effort"],
+        "family": str(tmp_path / "family.yaml"),
+        "environments": 1,
+        "steps": 40,
+        "evaluate_seeds": 0,
+        "checkpoint_every": 1,
+        "out": str(tmp_path / "runs"),
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(training))
+    assert train.main(["--config", str(tmp_path / "train.yaml"), "--quiet"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    whole = (folder / "policy.safetensors").read_bytes()
+    sorted((folder / "checkpoints").iterdir())[-1].unlink()  # killed before its last checkpoint
+    (folder / "policy.safetensors").unlink()
+    assert train.main(["--resume", str(folder), "--quiet"]) == 0
+    assert (folder / "policy.safetensors").read_bytes() == whole
