@@ -52,7 +52,7 @@ class Evolution(PPO):
         env: Any,
         pairs: int = 8,
         spread: float = 0.3,
-        rate: float = 0.1,
+        rate: float = 0.3,
         memory: float = 0.8,
         constant: bool = False,
         start: dict[str, float] | None = None,
