@@ -25,7 +25,7 @@ from envs import SampleSelectionEnv
 from envs.rewards import log_kl
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import option, parse_command_line
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, run_command
 from ssdkd.files import atomic_write_text
 
 FIXED = ("uniform", "random", "ssdkd")
@@ -210,12 +210,7 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     torch.set_num_threads(1)
-    try:
-        run(argv)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

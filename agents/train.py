@@ -49,7 +49,7 @@ from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, to_yaml
-from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
+from ssdkd.errors import CheckpointError, ConfigError, run_command
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
@@ -356,14 +356,10 @@ def _read(argv: Sequence[str] | None, default_config: str) -> tuple[TrainConfig,
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        run(argv)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return run_command(run, argv)
     except KeyboardInterrupt:
         print("stopped; go on with --resume and the folder of the training", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """The errors that ssdkd raises on purpose; the commands print them as one sentence and exit with their code."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
 
 class SsdkdError(Exception):
     """A mistake in what the user gave (a file, a name, a value): says what is wrong, where, and what to do."""
@@ -23,3 +28,13 @@ class NumericalError(SsdkdError):
     """Training left the finite numbers and could not be brought back."""
 
     exit_code = 3
+
+
+def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
+    """Run what a command is made of: -> its exit code; a user's mistake is one sentence and a code of its own."""
+    try:
+        run(argv)
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, SsdkdError, run_command
 from ssdkd.files import atomic_write_bytes
 from ssdkd.models import load_weights
 from ssdkd.tracking.folder import CONFIG, STUDENT, SUMMARY, RunFolder
@@ -259,12 +259,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
-    try:
-        run(argv)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import SsdkdError
+from ssdkd.errors import SsdkdError, run_command
 from ssdkd.files import atomic_write_text
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
 from ssdkd.tracking.folder import CONFIG, METRICS, PICTURE, REPLAYS, REPORT, SUMMARY, RunFolder
@@ -531,8 +531,7 @@ summary{cursor:pointer;padding:6px 0}
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+def run(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ssdkd.report", description="Write one HTML file on a run, or on several in comparison."
     )
@@ -542,14 +541,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = given.out or (Path(given.runs[0]) / REPORT if len(given.runs) == 1 else REPORT)
     try:
         write_report(given.runs, out)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except OSError as error:
-        print(f"error: {out} cannot be written: {error.strerror or error}.", file=sys.stderr)
-        return SsdkdError.exit_code
+        raise SsdkdError(f"{out} cannot be written: {error.strerror or error}.") from error
     print(out)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

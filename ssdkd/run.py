@@ -21,7 +21,7 @@ from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.engine import Engine, Statistics
-from ssdkd.errors import CheckpointError, ConfigError, NumericalError, SsdkdError
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, run_command
 from ssdkd.models import count_multiply_adds, count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StoppedAtOnce, StopSignals, how_to_go_on
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
@@ -370,10 +370,7 @@ def _newest_state(folder: RunFolder, display: Display) -> dict[str, Any] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        start(argv)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return run_command(start, argv)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -389,7 +386,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {_shadowed(error)}", file=sys.stderr)
         return ConfigError.exit_code
-    return 0
 
 
 def _shadowed(error: ImportError) -> str:

@@ -20,7 +20,7 @@ from ssdkd.buffer import random_views, render
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.models import count_multiply_adds, create_model, save_weights
 
@@ -125,12 +125,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
-    try:
-        run(argv)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":
