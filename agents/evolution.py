@@ -140,9 +140,9 @@ class Evolution(PPO):
         size = self.moved[-1][0].numel()  # the last layer's bias: no further out than actions go
         moved[-size:] = moved[-size:].clamp(-1.2, 1.2)
         self._wear(moved)
-        self.logger.record("evolution/return", float(returns.mean()))
-        self.logger.record("evolution/difference", float(differences.square().mean().sqrt()))
-        self.logger.record("evolution/step", float((moved - centre).div(self.noise).square().mean().sqrt()))
+        self.logger.record("train/return", float(returns.mean()))
+        self.logger.record("train/difference", float(differences.square().mean().sqrt()))
+        self.logger.record("train/step", float((moved - centre).div(self.noise).square().mean().sqrt()))
 
     def _play(self, tried: Tensor, seeds: list[int], callback: Any) -> list[float] | None:
         """One episode with each row of `tried`, as many at once as there are environments: -> their returns.
