@@ -22,7 +22,7 @@ from agents import choose_policy
 from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, to_yaml
-from ssdkd.errors import SsdkdError
+from ssdkd.errors import run_command
 from ssdkd.tracking import Display, RunFolder
 from ssdkd.tracking.folder import CONFIG
 
@@ -66,23 +66,21 @@ def measure(config: RunConfig) -> dict[str, float]:
     }
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+    config, _ = parse_command_line(
+        RunConfig,
+        argv,
+        prog="python -m benchmarks.overhead",
+        description="What deciding costs.",
+        default_config="digits",
+        exclusive=("rounds", "minutes"),
+    )
+    print("  ".join(f"{name} {value:.2f}" for name, value in measure(config).items()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config, _ = parse_command_line(
-            RunConfig,
-            argv,
-            prog="python -m benchmarks.overhead",
-            description=(__doc__ or "").splitlines()[0],
-            extra=[],
-            default_config="digits",
-            exclusive=("rounds", "minutes"),
-        )
-        told = measure(config)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print("  ".join(f"{name} {value:.2f}" for name, value in told.items()))
-    return 0
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":
