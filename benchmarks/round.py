@@ -37,22 +37,13 @@ from ssdkd.engine import Engine
 from ssdkd.models import create_model
 
 ENDLESS = 10**6  # rounds: no task ends while it is timed
-MNIST: dict[str, Any] = {
-    "dataset": "mnist",
-    "teacher": {"name": "lenet5"},
-    "student": {"name": "lenet5_half"},
-    "inversion": {"images": 128, "steps": 5, "latent": 100, "width": 32},
-    "buffer": {"capacity": 1000, "views": 4, "shift": 2},
-    "distillation": {"batch": 256, "steps": 20},
-}
 TASKS = ("digits", "mnist", "cifar10")
 
 
 def prepare(task: str, teacher: str | None, device: str, options: dict[str, Any]) -> Engine:
-    """The engine of a task, warmed up and with a full buffer, so that every round does all of a round's work."""
-    job = (MNIST, "mnist") if task == "mnist" else read_yaml(task)
-    always = {"rounds": ENDLESS, "device": device, "dataset": task, "inversion": {"warmup": 2}, "policy": "uniform"}
-    config = build(RunConfig, [job, (always, "benchmark"), (options, "options")])
+    """The engine of a ready-made job whose budget does not end; a teacher without weights is random."""
+    always = {"rounds": ENDLESS, "device": device, "inversion": {"warmup": 2}, "policy": "uniform"}
+    config = build(RunConfig, [read_yaml(task), (always, "benchmark"), (options, "options")])
     spec = image_spec(config)
     network = None
     if teacher is not None:
@@ -142,12 +133,7 @@ def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
     """A round and its floor, in turn: -> the medians, and where the difference goes."""
     loop, coefficients, clock = engine.loop(), Coefficients(refresh=0.2), Clock(engine.device)
     next(loop)
-    while engine.buffer.size < engine.buffer.capacity:  # more candidates without rounds
-        random = torch.Generator(engine.device).manual_seed(engine.buffer.size)
-        more = min(512, engine.buffer.capacity)
-        shape = (more, engine.spec.height, engine.spec.width, engine.spec.channels)
-        pixels = torch.randint(0, 256, shape, generator=random, device=engine.device, dtype=torch.uint8)
-        engine.buffer.append(engine._label(pixels), delta=1.0, round_index=0)
+    fill(engine.buffer)  # so that every round does all of a round's work
     floor = Floor(engine)
     for work in (lambda: loop.send(coefficients), floor.learn, floor.invert):  # caches and compilation
         work()
@@ -196,22 +182,22 @@ def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
 # -- replay alone ---------------------------------------------------------------------------------------------
 
 
-def filled_buffer(capacity: int, shape: tuple[int, int, int], device: torch.device) -> ReplayBuffer:
-    """A buffer full of noise, its samples of unequal difficulty."""
-    buffer = ReplayBuffer(capacity, shape, 10, 1, device)
+def fill(buffer: ReplayBuffer) -> None:
+    """Fill what is free in `buffer` with noise, its samples of unequal difficulty."""
+    held, classes = buffer.size, buffer.logits.shape[2]
+    height, width, channels = buffer.images.shape[1:]
+    stored, device = buffer.views.shape[1], buffer.images.device
     random = torch.Generator(device).manual_seed(0)
-    channels, height, width = shape
-    while buffer.size < capacity:
-        count = min(10_000, capacity - buffer.size)
+    while buffer.size < buffer.capacity:
+        count = min(10_000, buffer.capacity - buffer.size)
         pixels = torch.randint(
             0, 256, (count, height, width, channels), generator=random, device=device, dtype=torch.uint8
         )
-        logits = torch.randn((count, 1, 10), generator=random, device=device)
-        confidence, classes = torch.softmax(logits[:, 0], dim=1).max(dim=1)
-        views = random_views(count, 1, 0, False, random)
-        buffer.append(Samples(pixels, views, logits, classes, confidence), delta=1.0, round_index=0)
-    buffer.delta.copy_(torch.rand(capacity, generator=random, device=device) ** 2)
-    return buffer
+        logits = torch.randn((count, stored, classes), generator=random, device=device)
+        confidence, named = torch.softmax(logits[:, 0], dim=1).max(dim=1)
+        views = random_views(count, stored, min(2, height - 1, width - 1), False, random)
+        buffer.append(Samples(pixels, views, logits, named, confidence), delta=1.0, round_index=0)
+    buffer.delta[held:] = torch.rand(buffer.capacity - held, generator=random, device=device) ** 2
 
 
 def replay_ours(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:
@@ -269,7 +255,8 @@ def time_replay(
     capacity: int, shape: tuple[int, int, int], batch: int, steps: int, repetitions: int, device: torch.device
 ) -> dict[str, Any]:
     """Microseconds of a batch (draw, weights, gather, update), each way in turn: medians."""
-    buffer, clock = filled_buffer(capacity, shape, device), Clock(device)
+    buffer, clock = ReplayBuffer(capacity, shape, 10, 1, device), Clock(device)
+    fill(buffer)
     random = torch.Generator(device).manual_seed(1)
     ways: dict[str, Callable[[], None]] = {
         "ssdkd": lambda: replay_ours(buffer, batch, steps, random),

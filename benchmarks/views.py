@@ -1,0 +1,135 @@
+"""Stored views of an image against asking the teacher again at every step: speed, and what it costs in accuracy.
+
+    python -m benchmarks.views --teacher wrn16_2.pth --data-root DATA [--task cifar10|mnist|digits] [--json FILE]
+
+Speed: student steps per second with 1, 2, 4 or 8 stored views (`buffer.views`), each against 0, where the teacher is
+asked at each step for a new view; in turn in one process on a full buffer of noise, so that a busy machine slows all of
+them, and the ratio is the median over the turns.
+
+Accuracy: whole runs of the job, shortened to a share of its rounds, over seeds. All of them take equally many student
+steps on equally many images made by equally many inversion steps; only the views differ. Without `--data-root` there is
+none (digits come with the package).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.round import TASKS, Clock, fill, prepare
+from ssdkd.build import build_engine
+from ssdkd.coefficients import Coefficients
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.errors import run_command
+from ssdkd.run import run
+from ssdkd.tracking import Display
+
+
+def time_steps(
+    task: str, views: list[int], teacher: str | None, device: str, steps: int, turns: int
+) -> list[dict[str, Any]]:
+    """Student steps per second with each number of views, and how many times that of asking anew."""
+    engines = {n: prepare(task, teacher, device, {"buffer": {"views": n}}) for n in views}
+    seconds: dict[int, list[float]] = {n: [] for n in views}
+    for turn in range(turns + 1):
+        for n, engine in engines.items():
+            if turn == 0:
+                fill(engine.buffer)
+            some = Coefficients(alpha=0.6, beta=0.4, effort=steps / engine.config.distillation.steps)
+            took = Clock(engine.device).time(partial(engine.replay, some))
+            if turn > 0:  # the first one fills caches
+                seconds[n].append(took / steps)
+    rows = []
+    for n in views:
+        row: dict[str, Any] = {"views": n, "steps_per_second": 1.0 / statistics.median(seconds[n])}
+        if 0 in seconds:
+            ratios = sorted(anew / stored for anew, stored in zip(seconds[0], seconds[n], strict=True))
+            row |= {"ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]]}
+        rows.append(row)
+    return rows
+
+
+def compare_accuracy(
+    task: str, views: list[int], seeds: int, share: float, over: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Accuracy after equal steps with each number of views; seed by seed, so that a break leaves whole seeds."""
+    rows: list[dict[str, Any]] = [{"views": n, "accuracy": [], "seconds": []} for n in views]
+    for seed in range(seeds):
+        for row in rows:
+            config = build(RunConfig, [read_yaml(task), (over, "the command line")])
+            config.rounds, config.seed = max(1, round(share * (config.rounds or 1))), seed
+            config.buffer.views, config.tracking.evaluate_every = row["views"], 0
+            engine = build_engine(config)
+            test, engine.evaluation = engine.evaluation, None  # measured once, at the end, and the teacher not at all
+            run(config, engine, None, Display(quiet=True), remember=False)
+            engine.evaluation = test
+            row |= {"rounds": config.rounds, "student_steps": config.rounds * config.distillation.steps}
+            row["accuracy"].append(engine.accuracy(engine.student))
+            row["seconds"].append(engine.seconds)
+            print(f"    seed {seed}, views {row['views']}: {row['accuracy'][-1]:.2f} %", flush=True)
+    for row in rows:
+        row |= {"mean": statistics.mean(row["accuracy"])}
+    return rows
+
+
+def show_steps(rows: list[dict[str, Any]]) -> None:
+    print(f"{'views':>5} {'steps/s':>8} {'times that of asking anew':>26}")
+    for row in rows:
+        ratio = ""
+        if "ratio" in row:
+            low, high = row["ratio_range"]
+            ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{row['views']:>5} {row['steps_per_second']:>8.2f} {ratio:>26}")
+
+
+def show_accuracy(rows: list[dict[str, Any]]) -> None:
+    print(f"{'views':>5} {'accuracy':>8} {'lowest':>8} {'highest':>8} {'seconds':>8}")
+    for row in rows:
+        low, high, took = min(row["accuracy"]), max(row["accuracy"]), statistics.mean(row["seconds"])
+        print(f"{row['views']:>5} {row['mean']:>8.2f} {low:>8.2f} {high:>8.2f} {took:>8.1f}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--task", default="cifar10", choices=TASKS, help="a ready-made job")
+    parser.add_argument("--teacher", help="its teacher's weights; without them random, and no accuracy")
+    parser.add_argument("--data-root", help="where its evaluation set lies; without it no accuracy")
+    parser.add_argument("--timed", default="0,1,2,4,8", help="numbers of views to time; '' for none")
+    parser.add_argument("--steps", type=int, default=10, help="student steps in a turn")
+    parser.add_argument("--turns", type=int, default=9, help="turns of timing")
+    parser.add_argument("--compared", default="0,1,2,4,8", help="numbers of views to compare in accuracy; '' for none")
+    parser.add_argument("--seeds", type=int, default=3, help="runs with each number of views")
+    parser.add_argument("--share", type=float, default=0.25, help="share of the job's rounds that a run takes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", help="file to write")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
+    told: dict[str, Any] = {"task": given.task, "threads": given.threads, "steps": [], "accuracy": []}
+    if timed:
+        told["steps"] = time_steps(given.task, timed, given.teacher, given.device, given.steps, given.turns)
+        show_steps(told["steps"])
+    if compared and given.task != "digits" and not (given.teacher and given.data_root):
+        print("no accuracy without --teacher and --data-root")
+        compared = []
+    if compared:
+        over: dict[str, Any] = {"threads": given.threads, "device": given.device, "data_root": given.data_root}
+        if given.teacher:
+            over["teacher"] = {"checkpoint": given.teacher}
+        told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)
+        show_accuracy(told["accuracy"])
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump(told, file, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, None))
