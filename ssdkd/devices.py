@@ -30,6 +30,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory, on a GPU or in the machine; PyTorch says so in several ways."""
+    said = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in words))
+
+
 def autocast_for(precision: str, device: torch.device, work: int) -> AbstractContextManager[Any]:
     """bfloat16 where it was asked for, or where `auto` finds hardware for it and networks large enough to gain.
 

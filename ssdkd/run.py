@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
+from ssdkd.devices import is_out_of_memory
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, run_command
 from ssdkd.models import count_multiply_adds, count_parameters, save_weights
@@ -125,7 +125,9 @@ def run(
             action, _ = policy.predict(observation, deterministic=True)
             try:
                 observation, reward, _, _, info = env.step(action)
-            except (NumericalError, torch.OutOfMemoryError, MemoryError) as error:
+            except (NumericalError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, NumericalError) and not is_out_of_memory(error):
+                    raise
                 close(metrics, tracker)
                 raise _with_what_is_left(error, engine, saver) from error
             if hasattr(policy, "learn"):
@@ -380,7 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before the run began", file=sys.stderr)
         return 130
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(f"error: {OUT_OF_MEMORY}.", file=sys.stderr)
         return NumericalError.exit_code
     except ImportError as error:

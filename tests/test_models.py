@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -410,6 +411,28 @@ def test_a_model_by_import_path_must_fit_the_task(nets: str) -> None:
 )
 def test_every_mistake_in_an_import_path_has_its_sentence(nets: str, path: str, expected: str) -> None:
     assert expected in config_error(path.format(nets))
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("os:system", {"command": "touch {}"}),
+        ("torch:os.system", {"command": "touch {}"}),
+        ("subprocess:getoutput", {"cmd": "touch {}"}),
+        ("subprocess:Popen", {"args": "touch {}", "shell": True}),
+        ("timeit:timeit", {"stmt": "open('{}', 'w')"}),
+        ("torch:load", {"f": "{}", "weights_only": False}),
+        ("torch.hub:load", {"repo_or_dir": "{}", "model": "any"}),
+        ("numpy:load", {"file": "{}", "allow_pickle": True}),
+    ],
+)
+def test_what_runs_commands_is_no_model_and_is_not_called(path: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    """A run folder from a stranger has a configuration, too."""
+    trace = tmp_path / "trace"
+    filled = {key: value.format(trace) if isinstance(value, str) else value for key, value in arguments.items()}
+    with pytest.raises(ConfigError, match="was refused and not called"):
+        create_model(path, filled, num_classes=10)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("package", ["timm", "torchvision"])

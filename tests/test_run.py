@@ -411,11 +411,19 @@ def test_training_that_diverges_is_one_sentence_and_keeps_what_was_saved(
     assert not (folder / "student.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
 def test_running_out_of_memory_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*arguments: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr("ssdkd.engine.Engine.replay", no_memory)
     assert main([*SMALL, "--out", str(tmp_path), "--quiet"]) == 3
@@ -425,3 +433,12 @@ def test_running_out_of_memory_is_one_sentence(
     (folder,) = tmp_path.iterdir()
     assert f"its student so far is in {folder / 'student.so-far.safetensors'}" in said
     assert (folder / "student.so-far.safetensors").is_file()
+
+
+def test_memory_that_is_not_there_before_the_first_round_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path), "--buffer.capacity", str(10**14)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory: lower inversion.images")
+    assert said.count("\n") == 1

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -118,6 +119,10 @@ def require_image_size(name: str, image_size: int, smallest: int) -> None:
         )
 
 
+# A configuration that came with somebody else's run folder could name what runs commands or unpickles files.
+_BUILDS_NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
+
+
 def _zoo_builder(name: str) -> Callable[..., nn.Module]:
     if name in _BUILDERS:
         return _BUILDERS[name]
@@ -181,6 +186,12 @@ def _import_builder(name: str) -> Callable[..., Any]:
         reached = f"{reached}.{part}"
     if isinstance(found, nn.Module) or not callable(found):
         raise ConfigError(f"{name!r} is a {type(found).__name__}, not a function or class that builds a model.")
+    home = str(getattr(found, "__module__", None) or "builtins").partition(".")[0]
+    if home in _BUILDS_NO_MODELS and not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(
+            f"model {name!r} was refused and not called: it is of {home!r}, which builds no models; name a function of "
+            "your own that calls it."
+        )
     return found
 
 
