@@ -42,13 +42,17 @@ TASKS = ("digits", "mnist", "cifar10")
 
 def prepare(task: str, teacher: str | None, device: str, options: dict[str, Any]) -> Engine:
     """The engine of a ready-made job whose budget does not end; a teacher without weights is random."""
-    always = {"rounds": ENDLESS, "device": device, "inversion": {"warmup": 2}, "policy": "uniform"}
-    config = build(RunConfig, [read_yaml(task), (always, "benchmark"), (options, "options")])
-    spec = image_spec(config)
-    network = None
+    always: dict[str, Any] = {"rounds": ENDLESS, "device": device, "inversion": {"warmup": 2}, "policy": "uniform"}
     if teacher is not None:
-        config.teacher.checkpoint = teacher
-    elif config.teacher.checkpoint is None:
+        always["teacher"] = {"checkpoint": teacher}
+    return engine_of(build(RunConfig, [read_yaml(task), (always, "benchmark"), (options, "options")]))
+
+
+def engine_of(config: RunConfig) -> Engine:
+    """The engine that `config` describes; a teacher without weights is random, which the time does not see."""
+    network = None
+    if config.teacher.checkpoint is None:
+        spec = image_spec(config)
         torch.manual_seed(0)
         kind = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.height}
         network = create_model(config.teacher.name, config.teacher.arguments, **kind)  # type: ignore[arg-type]
