@@ -53,7 +53,7 @@ class Evolution(PPO):
         pairs: int = 8,
         spread: float = 0.3,
         rate: float = 0.3,
-        memory: float = 0.8,
+        memory: float = 0.85,
         constant: bool = False,
         start: dict[str, float] | None = None,
         acts: list[str] | None = None,
@@ -197,9 +197,9 @@ class Evolution(PPO):
 def slope_of(tried: Tensor, told: Tensor, counts: Tensor) -> Tensor:
     """What one unit of each weight is worth: (pairs, weights), (pairs,) and how much each counts -> (weights,).
 
-    Ridge regression. Of what differences vary, a quarter is taken for chance, and what is expected of the slopes before
-    anything is known explains all of it.
+    Ridge regression. Half of what differences vary is taken for chance, and what is expected of the slopes before
+    anything is known explains the other half.
     """
-    weighed = 4.0 * tried.T * counts
+    weighed = tried.T * counts
     pull = tried.shape[1] * torch.eye(tried.shape[1])
     return torch.linalg.solve(weighed @ tried + pull, weighed @ told)
