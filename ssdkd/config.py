@@ -170,7 +170,14 @@ class RunConfig:
     seed: int = option(0, "everything random follows from it", low=0, high=2**48)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: str = option("auto", "arithmetic of convolutions", choices=("auto", "float32", "bfloat16"))
-    compile: bool = option(False, "torch.compile the student's training step")
+    layout: str = option(
+        "auto", "how maps lie in memory; auto: channels last", choices=("auto", "channels_last", "contiguous")
+    )
+    compile: str = option(
+        "auto",
+        "torch.compile the student's training step; auto: on a GPU, for 10,000 steps or 10 minutes and more",
+        choices=("auto", "on", "off"),
+    )
     threads: int = option(0, "CPU threads; 0: as PyTorch chooses", low=0)
     out: str = option("runs", "folder in which every run makes a folder of its own")
     inversion: InversionConfig = group(InversionConfig, "making candidates")
@@ -240,8 +247,19 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}.") from error
+    _settle_switches(config)
     _check_values(config, "")
     return typing.cast(Schema, config)
+
+
+def _settle_switches(config: Any) -> None:
+    """Write true as on and false as off: YAML takes one for the other."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            _settle_switches(value)
+        elif "on" in entry.metadata.get("choices", ()):
+            setattr(config, entry.name, {"true": "on", "false": "off"}.get(str(value).lower(), value))
 
 
 def _forget_what_was_of_another_model(merged: DictConfig, values: dict[str, Any]) -> None:
@@ -359,7 +377,7 @@ def _add_flags(parser: argparse.ArgumentParser, schema: type[Any], prefix: str) 
         shown = _show(entry.default if entry.default is not MISSING else entry.default_factory())  # type: ignore[misc,operator]
         choices = entry.metadata["choices"]
         what = "|".join(choices) if choices else _type_name(hint)
-        flags = {"nargs": "?", "const": "true"} if "true or false" in what else {}
+        flags = {"nargs": "?", "const": "true"} if "true or false" in what or "on" in choices else {}
         titled.add_argument(f"--{name}", metavar=what, help=f"{meaning} (default: {shown})", **flags)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, random_views, render
+from ssdkd.devices import laid_out
 
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
@@ -70,11 +71,12 @@ class Distiller:
         self.temperature = temperature
         self.clip = clip
         self.autocast = autocast
+        self.layout = torch.channels_last  # in which the inputs lie
         self.forward: Any = student  # what runs the student in training; a compiled form may take its place
 
     def to_inputs(self, images: Tensor) -> Tensor:
         """Normalise what `render` shows: (B, c, H, W) uint8 -> float."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return laid_out(torch.addcmul(self.shift, images.float(), self.scale), self.layout)
 
     def show_stored(self, buffer: ReplayBuffer, batch: Tensor, random: torch.Generator) -> Shown:
         """One of the stored views of each row of `batch` (B,), with the teacher's stored answer to it."""

@@ -17,7 +17,7 @@ from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import autocast_for
+from ssdkd.devices import autocast_for, compiles, layout_for
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
@@ -78,7 +78,7 @@ class Engine:
         """Both networks take (B, *spec channels and size) and return (B, classes); the teacher is frozen here."""
         self.config, self.spec, self.device, self.evaluation = config, spec, device, evaluation
         shape = (spec.channels, spec.height, spec.width)
-        layout = torch.channels_last
+        layout = layout_for(config.layout)
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.random = {
@@ -155,7 +155,9 @@ class Engine:
         self.distiller = Distiller(
             self.student, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
         )
-        if config.compile:
+        self.distiller.layout = self.inverter.layout = layout
+        long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
+        if compiles(config.compile, device, long_run):
             self.distiller.forward = torch.compile(self.student)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them

@@ -108,7 +108,7 @@ def test_keys_that_are_not_words_are_refused(tmp_path: Path) -> None:
         ("seed: true", "seed", "whole number", "True"),
         ("seed: [1]", "seed", "whole number", "[1]"),
         ("inversion: {latent_rate: fast}", "inversion.latent_rate", "number", "fast"),
-        ("compile: maybe", "compile", "true or false", "maybe"),
+        ("buffer: {fresh: maybe}", "buffer.fresh", "true or false", "maybe"),
         ("image: {mean: 0.3}", "image.mean", "list of numbers", "0.3"),
         ("image: {mean: [a]}", "image.mean", "list of numbers", "['a']"),
         ("inversion: {terms: 5}", "inversion.terms", "mapping", "5"),
@@ -280,16 +280,29 @@ def test_dashes_and_underscores_are_the_same_in_flags() -> None:
 
 def test_flags_are_typed_as_yaml_is() -> None:
     config = read(
-        *("--image.mean", "[0.1, 0.2]", "--inversion.terms", "{one_hot: 2}", "--compile"),
+        *("--image.mean", "[0.1, 0.2]", "--inversion.terms", "{one_hot: 2}", "--buffer.fresh"),
         *("--distillation.learning-rate", "1e-3", "--out", "2024", "--teacher.arguments", "{widths: [4, 8]}"),
     )
     assert config.image.mean == [0.1, 0.2]
     assert config.inversion.terms == {"one_hot": 2.0}
-    assert config.compile is True
+    assert config.buffer.fresh is True
     assert config.distillation.learning_rate == 1e-3
     assert config.out == "2024"
     assert config.teacher.arguments == {"widths": [4, 8]}
-    assert read("--compile", "false").compile is False
+    assert read("--buffer.fresh", "false").buffer.fresh is False
+
+
+def test_a_switch_with_an_automatic_choice_takes_true_for_on_and_false_for_off(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    told = {"on": "on", "true": "on", "True": "on", "off": "off", "false": "off", "auto": "auto", "'on'": "on"}
+    for word, meant in told.items():
+        file.write_text(f"compile: {word}\n")
+        assert read("--config", str(file)).compile == meant
+        assert read("--compile", word.strip("'")).compile == meant
+    assert read().compile == "auto"
+    assert read("--compile").compile == "on"
+    assert build(RunConfig, [({"compile": True}, "options")]).compile == "on"
+    assert refusal("--compile", "maybe") == "compile: expected one of auto, on, off, got 'maybe'."
 
 
 def test_flags_outside_the_schema_are_handed_back() -> None:

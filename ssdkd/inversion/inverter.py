@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssdkd.devices import laid_out
 from ssdkd.inversion.generators import standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene
@@ -59,6 +60,7 @@ class Search:
         self.autocast = autocast
         self.remembered: list[tuple[Tensor, Tensor]] | None = None
         self.pace = 1.0  # share of the rates of `settings`
+        self.layout = torch.channels_last  # in which the teacher's inputs lie
         used = {name for name, weight in settings.terms.items() if weight}
         self._reads = {TERMS[name].reads for name in used}
         if not observer.has_batch_norm:
@@ -76,7 +78,7 @@ class Search:
 
     def _look(self, images: Tensor, targets: Tensor, student: nn.Module | None) -> Scene:
         with self.autocast:
-            inputs = (images - self.mean) / self.std
+            inputs = laid_out((images - self.mean) / self.std, self.layout)
             teacher_logits = self.observer.observe(
                 inputs, statistics="statistics" in self._reads, features="features" in self._reads
             )

@@ -1,0 +1,70 @@
+"""Promises of the switches that change speed alone: layout and compile teach the same student, to rounding."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssdkd import devices
+from ssdkd.coefficients import Coefficients
+from ssdkd.devices import compiles, has_compiler
+from ssdkd.errors import ConfigError
+from tests.test_engine import changed, tiny_engine
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def taught(rounds: int, **options: Any) -> tuple[nn.Module, list[bool]]:
+    """The student after some rounds, and whether each map that its last convolution read had its channels last."""
+    engine = tiny_engine(changed(**options))
+    lay: list[bool] = []
+    last = [module for module in engine.student.modules() if isinstance(module, nn.Conv2d)][-1]
+
+    def look(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        lay.append(given[0].is_contiguous(memory_format=torch.channels_last))
+
+    if options.get("compile") != "on":
+        last.register_forward_pre_hook(look)
+    loop = engine.loop()
+    next(loop)
+    for _ in range(rounds):
+        loop.send(Coefficients(alpha=0.6))
+    return engine.student, lay
+
+
+def assert_alike(one: nn.Module, other: nn.Module) -> None:
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_layout_changes_how_maps_lie_and_not_what_is_learned() -> None:
+    automatic, last = taught(1)
+    contiguous, not_last = taught(1, layout="contiguous")
+    assert all(last)
+    assert not any(not_last)
+    assert_alike(automatic, contiguous)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler")
+def test_a_compiled_step_teaches_the_same() -> None:
+    assert_alike(taught(1)[0], taught(1, compile="on")[0])
+
+
+def test_compiling_is_automatic_only_where_a_long_run_on_a_gpu_earns_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "has_compiler", lambda device: True)
+    assert compiles("auto", GPU, long_run=True)
+    assert not compiles("auto", GPU, long_run=False)
+    assert not compiles("auto", CPU, long_run=True)
+    assert compiles("on", CPU, long_run=False)
+    assert not compiles("off", GPU, long_run=True)
+
+
+def test_compiling_without_a_compiler_is_refused_when_asked_for_and_never_automatic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    assert not compiles("auto", GPU, long_run=True)
+    with pytest.raises(ConfigError, match=r"compile: on needs a C\+\+ compiler"):
+        tiny_engine(changed(compile="on"))
