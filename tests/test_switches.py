@@ -1,11 +1,14 @@
 """Promises of the switches that change speed alone: layout and compile teach the same student, to rounding."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import switches
 from ssdkd import devices
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import compiles, has_compiler
@@ -68,3 +71,21 @@ def test_compiling_without_a_compiler_is_refused_when_asked_for_and_never_automa
     assert not compiles("auto", GPU, long_run=True)
     with pytest.raises(ConfigError, match=r"compile: on needs a C\+\+ compiler"):
         tiny_engine(changed(compile="on"))
+
+
+def test_the_timing_of_switches_has_each_beside_the_automatic_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "switches.json"
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)  # compiling takes half a minute
+    threads = torch.get_num_threads()
+    try:
+        switches.main(["--tasks", "digits", "--steps", "2", "--turns", "1", "--json", str(file)])
+    finally:
+        torch.set_num_threads(threads)
+    rows = {row["switch"]: row for row in json.loads(file.read_text())["switches"]}
+    assert set(rows) == {"automatic", "precision float32", "precision bfloat16", "layout contiguous"}
+    for row in rows.values():
+        for kind in ("student", "inversion"):
+            assert row[kind]["ratio"] == pytest.approx(row[kind]["seconds"] / rows["automatic"][kind]["seconds"])
+    assert "compile was not timed" in capsys.readouterr().out

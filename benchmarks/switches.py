@@ -1,0 +1,118 @@
+"""What each switch brings: seconds of a student step and of an inversion step beside those of the automatic choice.
+
+    python -m benchmarks.switches --cifar-teacher wrn16_2.pth --mnist-teacher lenet5.safetensors [--json FILE]
+
+`precision`, `layout` and `compile`, one at a time, on the ready-made jobs, in turn in one process, so that a busy
+machine slows all of them; a ratio above 1 is slower than the automatic choice, and is the median over the turns.
+`compile` concerns the student's step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.round import Clock, fill, prepare
+from ssdkd.coefficients import Coefficients
+from ssdkd.devices import choose_device, has_compiler
+from ssdkd.engine import Engine
+from ssdkd.errors import run_command
+
+AUTOMATIC = "automatic"
+SWITCHES: dict[str, dict[str, str]] = {
+    AUTOMATIC: {},
+    "precision float32": {"precision": "float32"},
+    "precision bfloat16": {"precision": "bfloat16"},
+    "layout contiguous": {"layout": "contiguous"},
+    "compile on": {"compile": "on"},
+}
+
+
+def steps_of(engine: Engine, student_steps: int) -> dict[str, Any]:
+    """The two pieces of work, as functions that do so many steps of each."""
+    learning, inversion = engine.config.distillation, engine.config.inversion
+    some = Coefficients(alpha=0.6, beta=0.4, effort=student_steps / learning.steps)
+    targets = torch.arange(inversion.images - engine.textures, device=engine.device) % engine.spec.num_classes
+
+    def invert() -> None:
+        engine.student.eval()
+        engine.inverter.invert(targets, engine.student, 1.0)
+
+    return {"student": partial(engine.replay, some), "inversion": invert}
+
+
+def time_switches(task: str, teacher: str | None, device: str, steps: int, turns: int) -> list[dict[str, Any]]:
+    """Seconds of a step under each switch, and how many times those of the automatic choice."""
+    names = [name for name in SWITCHES if name != "compile on" or has_compiler(choose_device(device))]
+    works: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        engine = prepare(task, teacher, device, {"inversion": {"steps": 2}, **SWITCHES[name]})
+        fill(engine.buffer)
+        works[name] = steps_of(engine, steps)
+        begun = time.perf_counter()
+        works[name]["student"]()  # fills caches, and compiles
+        rows.append({"task": task, "switch": name, "first_seconds": time.perf_counter() - begun})
+        works[name]["inversion"]()
+    clock, counts = Clock(choose_device(device)), {"student": steps, "inversion": 2}
+    for kind, count in counts.items():
+        took: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(turns):
+            for name in names:
+                took[name].append(clock.time(works[name][kind]) / count)
+        for row in rows:
+            own = took[row["switch"]]
+            ratios = sorted(mine / theirs for mine, theirs in zip(own, took[AUTOMATIC], strict=True))
+            row[kind] = {
+                "seconds": statistics.median(own),
+                "ratio": statistics.median(ratios),
+                "ratio_range": [ratios[0], ratios[-1]],
+            }
+    return rows
+
+
+def show(row: dict[str, Any]) -> None:
+    told = f"{row['task']:<8} {row['switch']:<19}"
+    for kind in ("student", "inversion"):
+        low, high = row[kind]["ratio_range"]
+        told += f"{1e3 * row[kind]['seconds']:>10.1f} ms {row[kind]['ratio']:>6.2f} ({low:.2f} to {high:.2f})"
+    print(f"{told} {row['first_seconds']:>7.1f} s", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--tasks", default="cifar10,mnist", help="which of digits, mnist, cifar10; comma-separated")
+    parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
+    parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")
+    parser.add_argument("--steps", type=int, default=5, help="student steps in a turn")
+    parser.add_argument("--turns", type=int, default=7, help="turns of timing")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", help="file to write")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
+    rows: list[dict[str, Any]] = []
+    print(f"{'':<28}{'a student step':>34}{'an inversion step':>34} {'first':>7}")
+    for task in filter(None, given.tasks.split(",")):
+        timed = time_switches(task, teachers.get(task), given.device, given.steps, given.turns)
+        for row in timed:
+            show(row)
+        rows += timed
+    if not has_compiler(choose_device(given.device)):
+        print("compile was not timed: no compiler was found")
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump({"switches": rows, "threads": given.threads}, file, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, None))
