@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from scipy import stats
 
 from benchmarks import selection
 from benchmarks.selection import Outcome, area_until, compare, estimate, first_reached, rank_correlation
+from envs.spaces import ENTRIES
+from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError
 from ssdkd.report import read_run
 
@@ -211,3 +215,27 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.
     assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
     assert "in the way" in capsys.readouterr().err
     assert mine.read_text() == "mine"
+
+
+class Linear:
+    """As much of a learned policy as an ablation asks for: every coefficient is the probe's agreement."""
+
+    description = SimpleNamespace(observations=["progress", "probe_agreement"])
+    mean = np.array([0.5, 0.25])
+
+    def predict(self, observation: Any, state: Any, *_: Any) -> tuple[np.ndarray, Any]:
+        place = [entry.name for entry in ENTRIES].index("probe_agreement")
+        return np.repeat(np.asarray(observation)[..., place : place + 1], len(RANGES), axis=-1), state
+
+
+def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
+    seen = np.full(len(ENTRIES), 0.75)
+    whole, _ = Linear().predict(seen, None)
+    assert np.allclose(whole, 0.75)
+    held, _ = selection.Ablated(Linear(), "effort").predict(seen)  # type: ignore[arg-type]
+    neutral = {r.name: r.to_unit(r.neutral) for r in RANGES}
+    assert held[[r.name for r in RANGES].index("effort")] == pytest.approx(neutral["effort"])
+    assert np.allclose(held[:-1], 0.75)
+    blind, _ = selection.Ablated(Linear(), "feedback").predict(seen)  # type: ignore[arg-type]
+    assert np.allclose(blind, 0.25), "the mean of training in place of what is seen"
+    assert np.allclose(seen, 0.75)
