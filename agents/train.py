@@ -13,6 +13,7 @@ exception is Stable-Baselines3's `use_sde`, whose noise is drawn before a rollou
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -33,6 +34,7 @@ from agents.evaluate import FIXED, Episode, evaluate, summary
 from agents.learning import (
     Pausable,
     Selected,
+    algorithm_class,
     build_learner,
     columns_of,
     episodes_state,
@@ -247,9 +249,8 @@ def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunF
     seeds = range(1000, 1000 + config.evaluate_seeds)
     processes = config.environments if config.processes else 1
     if (folder / EVALUATION).is_file():
-        lines = (folder / EVALUATION).read_text(encoding="utf-8").splitlines()
-        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line).get("steps", 0) <= after]
-        folder.write_text(EVALUATION, "".join(kept))
+        lines = (folder / EVALUATION).read_text(encoding="utf-8", errors="replace").splitlines()
+        folder.write_text(EVALUATION, "".join(line + "\n" for line in lines if _steps_of(line) <= after))
 
     def judge(steps: int) -> dict[str, dict[str, float]]:
         nonlocal known
@@ -262,6 +263,14 @@ def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunF
         return judged
 
     return judge
+
+
+def _steps_of(line: str) -> float:
+    """The step of a line of `evaluation.jsonl`; infinity for one that a kill cut off."""
+    try:
+        return float(json.loads(line)["steps"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None = None, quiet: bool = False) -> Path:
@@ -316,6 +325,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
+        algorithm_class(config.algorithm)  # one that cannot be had is noticed before it names a folder
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
         state = None

@@ -428,6 +428,8 @@ def test_a_resumed_training_continues_its_curves_without_doubled_points(tmp_path
     held = sorted((folder / "checkpoints").iterdir())
     assert len(held) == 2
     held[-1].unlink()
+    with (folder / "evaluation.jsonl").open("ab") as file:
+        file.write(b'{"steps": 1, "learned": {"accuracy": 9.0}\n\xff{}\n[]')  # what a kill may leave
     for _ in range(2):  # the second time nothing is left to do, and nothing is written
         assert train.main(["--resume", str(folder), "--steps", "64", "--quiet"]) == 0
     shown = EventAccumulator(str(folder), {"histograms": 0}).Reload()

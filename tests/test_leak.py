@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2
+from test_agents import only_run, train_flags
 from torch import Tensor
 
+from agents import train
 from ssdkd import checkpoint
 from ssdkd.data import load_dataset
 from ssdkd.run import main
@@ -104,6 +106,17 @@ def test_no_tensor_of_a_checkpoint_is_near_an_evaluation_image(folder: Path, dig
     assert likeness.max() < 0.97
     noisy = (real[:50] + torch.randn(50, real.shape[1], generator=torch.Generator().manual_seed(0))).clamp(0, 255)
     assert (standardised(noisy) @ standardised(real).T).max(dim=1).values.min() > 0.97, "a copy would be noticed"
+
+
+def test_a_training_that_was_judged_by_real_images_holds_none(tmp_path: Path, digits: np.ndarray) -> None:
+    """Its checkpoints hold whole episodes."""
+    flags = ["--steps", "16", "--reward", "validation", "--evaluate-seeds", "1"]
+    assert train.main(train_flags(tmp_path, "ppo", *flags)) == 0
+    whole = contents(only_run(tmp_path))
+    assert any(name.startswith("checkpoints/") for name in whole)
+    for name, content in whole.items():
+        for image in {row.tobytes() for row in digits}:
+            assert image not in content, f"{name} holds an evaluation image"
 
 
 def test_the_search_would_find_an_image_that_is_there(tmp_path: Path, digits: np.ndarray) -> None:

@@ -146,6 +146,16 @@ def test_sigusr1_saves_and_the_run_goes_on(
     assert_as_if_nothing_had_happened(only_folder(tmp_path), uninterrupted)
 
 
+def test_checkpoints_come_by_time_too_and_the_newest_are_kept(tmp_path: Path, uninterrupted: Path) -> None:
+    seldom = ["--checkpoint.rounds", "0", "--checkpoint.minutes", "60"]
+    assert main(command(tmp_path / "seldom", "--quiet", *seldom)) == 0
+    assert not (only_folder(tmp_path / "seldom") / "checkpoints").exists()
+    often = ["--checkpoint.rounds", "0", "--checkpoint.minutes", "1e-9", "--checkpoint.keep", "3"]
+    assert main(command(tmp_path / "often", "--quiet", *often)) == 0
+    folder, rounds = only_folder(tmp_path / "often"), len(metrics(uninterrupted))
+    assert checkpoints(folder) == [f"round-{n:08d}.safetensors" for n in range(rounds - 2, rounds + 1)]
+
+
 @needs_signals
 def test_a_second_signal_does_not_wait_for_the_round(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
