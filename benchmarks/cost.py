@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import ENDLESS, engine_of, fill
+from benchmarks.round import CLOCK, ENDLESS, Clock, engine_of, fill
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
 from ssdkd.errors import SsdkdError, run_command
@@ -52,7 +52,7 @@ AXES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def time_case(case: Case, rounds: int, threads: int, device: str) -> dict[str, Any]:
+def time_case(case: Case, rounds: int, threads: int, device: str, processor: bool) -> dict[str, Any]:
     """Play some rounds of `case`: -> seconds of a round, its phases, and what a sample takes."""
     torch.set_num_threads(threads)
     settings: dict[str, Any] = {
@@ -70,11 +70,14 @@ def time_case(case: Case, rounds: int, threads: int, device: str) -> dict[str, A
     loop = engine.loop()
     next(loop)
     fill(engine.buffer)
+    clock, some = Clock(engine.device, processor), Coefficients(w_div=1.0, refresh=0.2, alpha=0.6, beta=0.4)
+    clock.watch(engine, "invert", "inversion")
+    clock.watch(engine, "replay", "replay")
     taken: list[dict[str, float]] = []
     for _ in range(rounds + 1):
-        before = dict(engine.phase_seconds)
-        loop.send(Coefficients(w_div=1.0, refresh=0.2, alpha=0.6, beta=0.4))
-        taken.append({phase: engine.phase_seconds[phase] - before[phase] for phase in PHASES})
+        whole = clock.time(lambda: loop.send(some))
+        taken.append({**clock.seconds, "rest": whole - sum(clock.seconds.values())})
+        clock.seconds = {}
     median = {phase: statistics.median(one[phase] for one in taken[1:]) for phase in PHASES}  # the first fills caches
     row: dict[str, Any] = {"round_seconds": sum(median.values()), "phases": median}
     if engine.device.type == "cuda":
@@ -110,16 +113,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds timed in each case")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--job", help="a ready-made job to run whole, for its peak memory")
     parser.add_argument("--json", help="file to write")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # what the processes are given
     given = parser.parse_args(argv)
     if given.case:
-        print(json.dumps(time_case(Case(**json.loads(given.case)), given.rounds, given.threads, given.device)))
+        case, processor = Case(**json.loads(given.case)), given.clock == "processor"
+        print(json.dumps(time_case(case, given.rounds, given.threads, given.device, processor)))
         return
-    told: dict[str, Any] = {"cases": [], "threads": given.threads, "rounds": given.rounds}
+    told: dict[str, Any] = {"cases": [], "threads": given.threads, "clock": given.clock, "rounds": given.rounds}
     seen: dict[Case, dict[str, Any]] = {}
-    common = ["--rounds", str(given.rounds), "--threads", str(given.threads), "--device", given.device]
+    common = ["--rounds", str(given.rounds), "--threads", str(given.threads)]
+    common += ["--device", given.device, "--clock", given.clock]
     axes = [axis for axis in given.axes.split(",") if axis]
     if axes:
         print(

@@ -2,11 +2,13 @@
 
     python -m benchmarks.round [--json FILE] [--tasks digits,mnist,cifar10] [--mnist-teacher FILE]
 
-The floor of a round is what no bookkeeping can save: forward, backward and optimiser step of the student on as
-many batches of random input, and forward, backward and optimiser step of generator, teacher and (where a term asks
-for it) student for each inversion step, with the plainest loss. A round and its floor are timed in turn in one
-process, and the ratio is the median over these pairs, so that a busy machine slows both. Everything above the floor
-is told apart: loss terms and meta step, labelling, keeping, replay's own work, measuring.
+The floor of a round is what no bookkeeping can save: forward, backward and optimiser step of the student on as many
+batches of random input, and for each inversion step forward and backward of teacher and (where a term asks for it)
+student with the loss terms, and the optimiser's step on plain pixels, or on the generator where one is searched on. A
+round and its floor are timed in turn in one process, and the ratio is the median over these pairs, so that a busy
+machine slows both. Everything above the floor is told apart: the search's own work (textures, pyramid, meta step),
+labelling, keeping, replay's own work, measuring. Beside it stands the ratio to a floor with the plainest loss instead
+of the loss terms.
 
 Weights do not change the time, so networks without a given teacher are random.
 """
@@ -21,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ from ssdkd.models import create_model
 
 ENDLESS = 10**6  # rounds: no task ends while it is timed
 TASKS = ("digits", "mnist", "cifar10")
+CLOCK = "seconds of the clock on the wall, or of this process alone: for one thread on a busy machine"
 
 
 def prepare(task: str, teacher: str | None, device: str, options: dict[str, Any]) -> Engine:
@@ -62,8 +66,10 @@ def engine_of(config: RunConfig) -> Engine:
 class Clock:
     """Seconds of named pieces of work; a piece is timed by standing in for the method that does it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, processor: bool = False) -> None:
+        """With `processor`, seconds are those of the processor, which other work on the machine does not count to."""
         self.device = device
+        self.now = time.process_time if processor else time.perf_counter
         self.seconds: dict[str, float] = {}
 
     def wait(self) -> None:
@@ -72,10 +78,10 @@ class Clock:
 
     def time(self, work: Callable[[], Any]) -> float:
         self.wait()
-        start = time.perf_counter()
+        start = self.now()
         work()
         self.wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def watch(self, owner: Any, method: str, name: str) -> None:
         original = getattr(owner, method)
@@ -96,15 +102,21 @@ class Floor:
         self.engine = engine
         learning, inversion, device = engine.config.distillation, engine.config.inversion, engine.device
         shape = (engine.spec.channels, engine.spec.height, engine.spec.width)
+        layout = engine.distiller.layout
         self.student = copy.deepcopy(engine.student)
-        self.forward: Any = torch.compile(self.student) if engine.config.compile else self.student
+        compiled = engine.distiller.forward is not engine.student
+        self.forward: Any = torch.compile(self.student) if compiled else self.student
         self.optimizer = make_optimizer(self.student, learning.optimizer, 1e-3, learning.momentum, 0.0)
-        self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=torch.channels_last)
-        self.made = inversion.images - engine.textures
-        self.generator = copy.deepcopy(engine.inverter.base)
-        self.latents = torch.randn((self.made, inversion.latent), device=device, requires_grad=True)
-        self.targets = torch.randint(0, engine.spec.num_classes, (self.made,), device=device)
-        self.searched = [*self.generator.parameters(), self.latents]
+        self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=layout)
+        made = inversion.images - engine.textures
+        self.targets = torch.randint(0, engine.spec.num_classes, (made,), device=device)
+        self.generator = copy.deepcopy(getattr(engine.inverter, "base", None))
+        if self.generator is not None:
+            latents = torch.randn((made, inversion.latent), device=device, requires_grad=True)
+            self.searched = [latents, *self.generator.parameters()]
+        else:
+            pixels = torch.rand((made, *shape), device=device).contiguous(memory_format=layout)
+            self.searched = [pixels.requires_grad_(True)]
         self.search = torch.optim.Adam(self.searched, lr=1e-3, betas=(0.5, 0.999), foreach=True)
 
     def learn(self) -> None:
@@ -117,29 +129,42 @@ class Floor:
             logits.float().square().mean().backward()
             self.optimizer.step()
 
-    def invert(self) -> None:
-        """As many inversion steps as a round has."""
-        engine = self.engine
+    def invert(self, with_terms: bool) -> None:
+        """As many inversion steps as a round has, with the loss terms or with the plainest loss."""
+        engine, inverter = self.engine, self.engine.inverter
         self.student.eval()
-        for _ in range(engine.config.inversion.steps if self.made else 0):
+        for _ in range(engine.config.inversion.steps if len(self.targets) else 0):
             with engine.autocast:
-                images = self.generator(self.latents, self.targets)
-                inputs = (images - engine.mean) / engine.std
-                loss = engine.teacher(inputs).float().square().mean()
-                if engine.inverter.reads_student:
-                    loss = loss + self.student(inputs).float().square().mean()
+                images = self.searched[0] if self.generator is None else self.generator(self.searched[0], self.targets)
+            if with_terms:
+                loss, _ = inverter._weigh(inverter._look(images, self.targets, self.student), 1.0)
+            else:
+                loss = self.plain_loss(images)
             for parameter, gradient in zip(self.searched, torch.autograd.grad(loss, self.searched), strict=True):
                 parameter.grad = gradient
             self.search.step()
 
+    def plain_loss(self, images: Tensor) -> Tensor:
+        with self.engine.autocast:
+            inputs = (images - self.engine.mean) / self.engine.std
+            loss: Tensor = self.engine.teacher(inputs).float().square().mean()
+            if self.engine.inverter.reads_student:
+                loss = loss + self.student(inputs).float().square().mean()
+        return loss
 
-def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
+
+def time_round(task: str, engine: Engine, repetitions: int, processor: bool = False) -> dict[str, Any]:
     """A round and its floor, in turn: -> the medians, and where the difference goes."""
-    loop, coefficients, clock = engine.loop(), Coefficients(refresh=0.2), Clock(engine.device)
+    loop, coefficients, clock = engine.loop(), Coefficients(refresh=0.2), Clock(engine.device, processor)
     next(loop)
     fill(engine.buffer)  # so that every round does all of a round's work
     floor = Floor(engine)
-    for work in (lambda: loop.send(coefficients), floor.learn, floor.invert):  # caches and compilation
+    for work in (
+        lambda: loop.send(coefficients),
+        floor.learn,
+        partial(floor.invert, True),
+        partial(floor.invert, False),
+    ):  # caches and compilation
         work()
     clock.watch(engine.inverter, "invert", "invert")
     clock.watch(engine, "_label", "label")
@@ -151,16 +176,17 @@ def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
     for _ in range(repetitions):
         clock.seconds = {}
         whole = clock.time(lambda: loop.send(coefficients))
-        learn, invert = clock.time(floor.learn), clock.time(floor.invert)
         pieces = dict(clock.seconds)
+        learn, invert = clock.time(floor.learn), clock.time(partial(floor.invert, True))
+        plainly = clock.time(partial(floor.invert, False))
         told = sum(pieces.values())
         search, replay = pieces.pop("invert", 0.0), pieces.pop("replay")
-        above = {"loss terms and meta step": search - invert, **pieces, "replay": replay - learn}
+        above = {"search beside its steps": search - invert, **pieces, "replay": replay - learn}
         above["draw and the rest"] = whole - told
         row = {
             "round": whole,
             "floor": learn + invert,
-            "with terms": learn + search,
+            "plain floor": learn + plainly,
             "floor learn": learn,
             "floor invert": invert,
         }
@@ -172,7 +198,7 @@ def time_round(task: str, engine: Engine, repetitions: int) -> dict[str, Any]:
         "task": task,
         "ratio": statistics.median(ratios),
         "ratio_range": [ratios[0], ratios[-1]],
-        "ratio_with_loss_terms_in_the_floor": statistics.median(row["round"] / row["with terms"] for row in rows),
+        "ratio_to_plainest_loss": statistics.median(row["round"] / row["plain floor"] for row in rows),
         "repetitions": repetitions,
         "round_seconds": median["round"],
         "floor_seconds": median["floor"],
@@ -256,10 +282,16 @@ def torchrl_replay(buffer: ReplayBuffer, batch: int) -> Callable[[int], None] | 
 
 
 def time_replay(
-    capacity: int, shape: tuple[int, int, int], batch: int, steps: int, repetitions: int, device: torch.device
+    capacity: int,
+    shape: tuple[int, int, int],
+    batch: int,
+    steps: int,
+    repetitions: int,
+    device: torch.device,
+    processor: bool = False,
 ) -> dict[str, Any]:
     """Microseconds of a batch (draw, weights, gather, update), each way in turn: medians."""
-    buffer, clock = ReplayBuffer(capacity, shape, 10, 1, device), Clock(device)
+    buffer, clock = ReplayBuffer(capacity, shape, 10, 1, device), Clock(device, processor)
     fill(buffer)
     random = torch.Generator(device).manual_seed(1)
     ways: dict[str, Callable[[], None]] = {
@@ -296,7 +328,7 @@ def show_round(row: dict[str, Any]) -> None:
         f"\n{row['task']}: a round {1e3 * row['round_seconds']:.1f} ms, its floor {1e3 * row['floor_seconds']:.1f} ms "
         f"(student {1e3 * row['floor']['learn']:.1f}, inversion {1e3 * row['floor']['invert']:.1f}); "
         f"ratio {row['ratio']:.3f} ({low:.2f} to {high:.2f} over {row['repetitions']}; "
-        f"{row['ratio_with_loss_terms_in_the_floor']:.3f} with loss terms and meta step in the floor), "
+        f"{row['ratio_to_plainest_loss']:.3f} with the plainest loss in the floor), "
         f"{row['images_per_second']:.0f} images per second"
     )
     for name, seconds in sorted(row["above"].items(), key=lambda entry: -entry[1]):
@@ -323,28 +355,38 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=9, help="pairs of a round and its floor")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
-    parser.add_argument("--compile", default="off", help="auto, on, off")
+    parser.add_argument("--compile", default="auto", help="auto, on, off")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--buffers", default="5000,50000,1000000", help="sizes for replay alone; '' for none")
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args()
-    device = choose_device(given.device)
-    options = {"precision": given.precision, "compile": given.compile == "on"}
+    device, processor = choose_device(given.device), given.clock == "processor"
+    torch.set_num_threads(given.threads)
+    options = {"precision": given.precision, "compile": given.compile, "threads": given.threads}
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rounds = []
     for task in filter(None, given.tasks.split(",")):
-        rounds.append(time_round(task, prepare(task, teachers.get(task), given.device, options), given.repetitions))
+        engine = prepare(task, teachers.get(task), given.device, options)
+        rounds.append(time_round(task, engine, given.repetitions, processor))
         show_round(rounds[-1])
     step = next((row["student_step_seconds"] for row in rounds if row["task"] == "cifar10"), None)
     channels, height, width = (int(n) for n in given.image.split(","))
     replays = []
     print("\nreplay: draw, weights, gather, update")
     for capacity in (int(n) for n in given.buffers.split(",") if n):
-        replays.append(time_replay(capacity, (channels, height, width), 256, 20, given.repetitions, device))
+        shape = (channels, height, width)
+        replays.append(time_replay(capacity, shape, 256, 20, given.repetitions, device, processor))
         show_replay(replays[-1], step)
     if replays and "torchrl" not in replays[0]["microseconds"]:
         print("    torchrl is not installed, so its buffer was not timed (pip install torchrl)")
-    machine = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "device": str(device),
+        "clock": given.clock,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     machine |= {"processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()}
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:

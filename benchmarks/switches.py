@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import Clock, fill, prepare
+from benchmarks.round import CLOCK, Clock, fill, prepare
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, has_compiler
 from ssdkd.engine import Engine
@@ -49,7 +49,9 @@ def steps_of(engine: Engine, student_steps: int) -> dict[str, Any]:
     return {"student": partial(engine.replay, some), "inversion": invert}
 
 
-def time_switches(task: str, teacher: str | None, device: str, steps: int, turns: int) -> list[dict[str, Any]]:
+def time_switches(
+    task: str, teacher: str | None, device: str, steps: int, turns: int, processor: bool
+) -> list[dict[str, Any]]:
     """Seconds of a step under each switch, and how many times those of the automatic choice."""
     names = [name for name in SWITCHES if name != "compile on" or has_compiler(choose_device(device))]
     works: dict[str, dict[str, Any]] = {}
@@ -62,7 +64,7 @@ def time_switches(task: str, teacher: str | None, device: str, steps: int, turns
         works[name]["student"]()  # fills caches, and compiles
         rows.append({"task": task, "switch": name, "first_seconds": time.perf_counter() - begun})
         works[name]["inversion"]()
-    clock, counts = Clock(choose_device(device)), {"student": steps, "inversion": 2}
+    clock, counts = Clock(choose_device(device), processor), {"student": steps, "inversion": 2}
     for kind, count in counts.items():
         took: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(turns):
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=7, help="turns of timing")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
@@ -103,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     print(f"{'':<28}{'a student step':>34}{'an inversion step':>34} {'first':>7}")
     for task in filter(None, given.tasks.split(",")):
-        timed = time_switches(task, teachers.get(task), given.device, given.steps, given.turns)
+        processor = given.clock == "processor"
+        timed = time_switches(task, teachers.get(task), given.device, given.steps, given.turns, processor)
         for row in timed:
             show(row)
         rows += timed
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("compile was not timed: no compiler was found")
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
-            json.dump({"switches": rows, "threads": given.threads}, file, indent=2)
+            json.dump({"switches": rows, "threads": given.threads, "clock": given.clock}, file, indent=2)
 
 
 if __name__ == "__main__":

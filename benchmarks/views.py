@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import TASKS, Clock, fill, prepare
+from benchmarks.round import CLOCK, TASKS, Clock, fill, prepare
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
@@ -33,7 +33,7 @@ from ssdkd.tracking import Display
 
 
 def time_steps(
-    task: str, views: list[int], teacher: str | None, device: str, steps: int, turns: int
+    task: str, views: list[int], teacher: str | None, device: str, steps: int, turns: int, processor: bool
 ) -> list[dict[str, Any]]:
     """Student steps per second with each number of views, and how many times that of asking anew."""
     engines = {n: prepare(task, teacher, device, {"buffer": {"views": n}}) for n in views}
@@ -43,7 +43,7 @@ def time_steps(
             if turn == 0:
                 fill(engine.buffer)
             some = Coefficients(alpha=0.6, beta=0.4, effort=steps / engine.config.distillation.steps)
-            took = Clock(engine.device).time(partial(engine.replay, some))
+            took = Clock(engine.device, processor).time(partial(engine.replay, some))
             if turn > 0:  # the first one fills caches
                 seconds[n].append(took / steps)
     rows = []
@@ -109,13 +109,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=0.25, help="share of the job's rounds that a run takes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
-    told: dict[str, Any] = {"task": given.task, "threads": given.threads, "steps": [], "accuracy": []}
+    told: dict[str, Any] = {
+        "task": given.task,
+        "threads": given.threads,
+        "clock": given.clock,
+        "steps": [],
+        "accuracy": [],
+    }
     if timed:
-        told["steps"] = time_steps(given.task, timed, given.teacher, given.device, given.steps, given.turns)
+        processor = given.clock == "processor"
+        told["steps"] = time_steps(given.task, timed, given.teacher, given.device, given.steps, given.turns, processor)
         show_steps(told["steps"])
     if compared and given.task != "digits" and not (given.teacher and given.data_root):
         print("no accuracy without --teacher and --data-root")
