@@ -8,6 +8,9 @@ held-out tasks, beside the fixed policies).
 nothing interrupted: it holds weights, optimisers, experience, normalisation, random numbers, counters, and every
 episode that was being played. Checkpoints are written between two rollouts, where nothing is half done. (The one
 exception is Stable-Baselines3's `use_sde`, whose noise is drawn before a rollout and then anew.)
+
+SIGINT (Ctrl-C) and SIGTERM let the rollout finish, save, and say how to go on; a second one leaves at once. SIGUSR1
+saves after the rollout and goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +31,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from agents.curves import EventOutput, of_coefficients, of_episodes, of_evaluation
 from agents.evaluate import FIXED, Episode, evaluate, summary
@@ -51,10 +55,24 @@ from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, to_yaml
-from ssdkd.errors import CheckpointError, ConfigError, run_command
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError, run_command
+from ssdkd.saving import StoppedAtOnce, StopSignals
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
+
+
+class Stopped(Exception):
+    """A training ended early by a signal, after its rollout."""
+
+    def __init__(self, number: int, folder: Path, steps: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; the training is saved as of step {steps} and goes on with: "
+            f"python -m agents.train --resume {folder}"
+        )
+        self.exit_code = 128 + number
+
+
 Judge = Callable[[int], dict[str, dict[str, float]]]  # steps learned -> policy -> measure -> value
 
 
@@ -162,6 +180,7 @@ def _environment(
     def make() -> Pausable:
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
         env = SampleSelectionEnv(base, tasks=tasks, reward=config.reward, warm_starts=config.warm_starts)
         return Pausable(Selected(env, observations, actions))
 
@@ -174,9 +193,9 @@ class Record(BaseCallback):
     What is written at a step is written before its checkpoint, so a training that goes on from it repeats no point.
     """
 
-    def __init__(self, training: Training, folder: RunFolder, judge: Judge) -> None:
+    def __init__(self, training: Training, folder: RunFolder, judge: Judge, signals: StopSignals) -> None:
         super().__init__()
-        self.training, self.folder, self.judge = training, folder, judge
+        self.training, self.folder, self.judge, self.signals = training, folder, judge, signals
         self.chosen: list[list[float]] = []  # coefficients of every round since the last point
         self.ended: list[dict[str, float]] = []  # episodes likewise
         self.began, self.began_at = time.perf_counter(), training.model.num_timesteps
@@ -190,6 +209,7 @@ class Record(BaseCallback):
     def _on_rollout_start(self) -> None:
         """Between two rollouts nothing is half done: the time to write things down."""
         config, now = self.training.config, self.model.num_timesteps
+        self.heed()
         if now - self.logged >= config.log_every:
             self.log()
         if config.evaluate_every and config.evaluate_seeds and now - self.training.judged >= config.evaluate_every:
@@ -197,8 +217,17 @@ class Record(BaseCallback):
         if config.checkpoint_every and now - self.saved >= config.checkpoint_every:
             self.save()
 
+    def heed(self) -> None:
+        """Save where a signal asked for it; stop where it asked for that."""
+        if self.signals.save or self.signals.stop:
+            self.signals.save = False
+            self.save()
+        if self.signals.stop:
+            raise Stopped(self.signals.stop, self.folder.path, self.saved)
+
     def finish(self) -> None:
         """What is still to be written at the end."""
+        self.heed()
         self.save()
         if self.training.config.evaluate_seeds:
             self.evaluate()
@@ -289,20 +318,39 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
             outputs.append(HumanOutputFormat(sys.stdout))
         model.set_logger(Logger(str(folder.path), outputs))
         judge = judge_on(held_out_tasks(family), family.base, config, folder, model.num_timesteps)
-        record = Record(training, folder, judge)
-        if config.steps > model.num_timesteps:
-            model.learn(
-                config.steps - model.num_timesteps,
-                callback=record,
-                log_interval=10**9,  # type: ignore[call-arg]
-                reset_num_timesteps=False,
-            )
-        record.init_callback(model)
-        record.finish()
+        with StopSignals() as signals:
+            record = Record(training, folder, judge, signals)
+            if config.steps > model.num_timesteps:
+                model.learn(
+                    config.steps - model.num_timesteps,
+                    callback=record,
+                    log_interval=10**9,  # type: ignore[call-arg]
+                    reset_num_timesteps=False,
+                )
+            record.init_callback(model)
+            record.finish()
         model.logger.close()
-    finally:
-        training.vector.close()
+    except (EOFError, ConnectionError) as error:
+        _abandon(training.vector)
+        raise SsdkdError(
+            "a process that played an episode has ended, perhaps for lack of memory; go on from the last checkpoint "
+            f"with: python -m agents.train --resume {folder.path}"
+        ) from error
+    except BaseException:
+        _abandon(training.vector)
+        raise
+    training.vector.close()
     return folder / POLICY
+
+
+def _abandon(vector: VecEnv) -> None:
+    """Close without waiting for answers, which may never come."""
+    if isinstance(vector.unwrapped, SubprocVecEnv):
+        for process in vector.unwrapped.processes:
+            process.kill()
+            process.join()
+    else:
+        vector.close()
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
@@ -367,6 +415,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
         return run_command(run, argv)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except StoppedAtOnce as stopped:
+        print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("stopped; go on with --resume and the folder of the training", file=sys.stderr)
         return 130

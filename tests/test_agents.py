@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -505,6 +506,44 @@ def test_a_resumed_training_ends_with_the_policy_of_an_uninterrupted_one(
     assert any(episode["rewards"] for episode in episodes), "an episode was being played"
     assert train.main(["--resume", str(cut), "--steps", "40", "--quiet"]) == 0
     assert (cut / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_lets_the_rollout_finish_and_the_training_goes_on_to_the_same_policy(
+    name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--steps", "40", "--evaluate-seeds", "0", "--checkpoint-every", "0"]
+    whole = trained(tmp_path, "ppo", *flags)
+    on_step = train.Record._on_step
+
+    def signalled(self: Any) -> bool:
+        if self.model.num_timesteps == 6:
+            os.kill(os.getpid(), getattr(signal, name))
+        return on_step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Record, "_on_step", signalled)
+        assert train.main(train_flags(tmp_path, "ppo", "--log-every", "8", *flags)) == code
+    (stopped,) = set((tmp_path / "runs").iterdir()) - {whole}
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"stopped by {name}; the training is saved as of step 16 and goes on with: ")
+    assert said.endswith(f"python -m agents.train --resume {stopped}")
+    assert train.main(["--resume", str(stopped), "--quiet"]) == 0
+    assert (stopped / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+def test_an_environment_whose_process_ends_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(self: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("stable_baselines3.common.vec_env.DummyVecEnv.step_wait", ended)
+    assert train.main(train_flags(tmp_path, "ppo", "--steps", "16")) == 2
+    said = capsys.readouterr().err
+    assert "error: a process that played an episode has ended" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow
