@@ -96,6 +96,9 @@ class InversionConfig:
         low=0,
         high=1,
     )
+    blends: float = option(
+        0.0, "mixtures of two images for each one made: the teacher labels them, so they cost little", low=0, high=16
+    )
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)

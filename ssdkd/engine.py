@@ -83,7 +83,7 @@ class Engine:
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.random = {
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
-            for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures"))
+            for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures", "blends"))
         }
         self.mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
@@ -141,6 +141,7 @@ class Engine:
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
         self.textures = round(share * inversion.images)
+        self.blends = round(inversion.blends * inversion.images)
         self.stored_views = max(config.buffer.views, 1)
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation
@@ -190,7 +191,7 @@ class Engine:
         """Budget units of one round with so many student steps."""
         made = self.config.inversion.images
         invert = (made - self.textures) * self.config.inversion.steps * self.costs.inversion
-        label = made * (self.stored_views * self.costs.teacher + self.costs.student)
+        label = (made + self.blends) * (self.stored_views * self.costs.teacher + self.costs.student)
         replayed = student_steps * self.config.distillation.batch
         anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
         return invert + label + replayed + anew
@@ -452,7 +453,25 @@ class Engine:
         if self.textures:
             shape = (self.spec.channels, self.spec.height, self.spec.width)
             made.append(to_bytes(random_textures(self.textures, shape, self.mean, self.std, self.random["textures"])))
+        if self.blends:
+            made.append(self._blended(torch.cat(made)))
         return torch.cat(made)
+
+    def _blended(self, images: Tensor) -> Tensor:
+        """Mixtures of new images with others of the buffer, or of each other while it is empty: -> (blends, H, W, c).
+
+        They cost one look of the teacher where an inverted image costs some thirty.
+        """
+        count, random = self.blends, self.random["blends"]
+        others = self.buffer.images[: self.buffer.size] if self.buffer.size else images
+
+        def shown(of: Tensor) -> Tensor:
+            rows = torch.randint(len(of), (count,), generator=random, device=self.device)
+            views = random_views(count, 2, self.config.buffer.shift, self.spec.flip, random)[:, 1]
+            return render(of, rows, views).float()
+
+        share = 0.25 + 0.5 * torch.rand((count, 1, 1, 1), generator=random, device=self.device)
+        return to_bytes(torch.lerp(shown(images), shown(others), share) / 255.0)
 
     @torch.no_grad()
     def _label(self, images: Tensor) -> Samples:
@@ -517,7 +536,7 @@ class Engine:
             facts["replay_ess"] = 1.0 / (p.square().sum() * len(p))
             facts["replay_top_decile"] = torch.topk(p, max(1, len(p) // 10)).values.sum()
         new, usable = candidates.samples, candidates.samples.usable()
-        inverted = slice(0, max(len(new) - self.textures, 1))
+        inverted = slice(0, max(self.config.inversion.images - self.textures, 1))
         classes_made = torch.zeros_like(share).scatter_add_(0, new.classes[inverted], usable[inverted].float())
         facts |= {
             "candidates_broken": len(new) - usable.sum(),

@@ -466,3 +466,24 @@ def test_a_probe_and_a_buffer_larger_than_what_is_made_at_first_are_fine() -> No
     assert len(engine.probe) == 13
     assert 0 < engine.buffer.size < 500
     assert engine.finished
+
+
+def test_blends_are_candidates_between_two_images_and_cost_a_look_of_the_teacher() -> None:
+    plain, blended = tiny_engine(), tiny_engine(changed(inversion={"blends": 0.5}))
+    teacher_looks = 16 * (blended.stored_views * blended.costs.teacher + blended.costs.student)
+    assert blended.round_cost(0) == pytest.approx(plain.round_cost(0) + teacher_looks)
+    statistics = drive(blended, STEERED, rounds=2)[-1]
+    assert statistics["candidates"] == 48
+    assert blended.synthesized == (4 + 2 + 2) * 48
+
+
+def test_a_blend_of_one_image_with_itself_is_that_image() -> None:
+    engine = tiny_engine(changed(inversion={"blends": 1.0}, buffer={"shift": 0}))
+    image = torch.randint(0, 256, (1, 8, 8, 1), dtype=torch.uint8)
+    engine.buffer.images[0], engine.buffer.size = image[0], 1
+    assert torch.equal(engine._blended(image), image.expand(32, -1, -1, -1))
+    engine.buffer.images[0] = 0
+    shares = engine._blended(image).float() / image.clamp(min=1)
+    between = shares[:, image[0] > 60]
+    assert between.min() >= 0.23
+    assert between.max() <= 0.77
