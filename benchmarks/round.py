@@ -106,7 +106,9 @@ class Floor:
         self.student = copy.deepcopy(engine.student)
         compiled = engine.distiller.forward is not engine.student
         self.forward: Any = torch.compile(self.student) if compiled else self.student
-        self.optimizer = make_optimizer(self.student, learning.optimizer, 1e-3, learning.momentum, 0.0)
+        self.optimizer = make_optimizer(
+            self.student, learning.optimizer, 1e-3, learning.momentum, learning.weight_decay, learning.nesterov
+        )
         self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=layout)
         made = inversion.images - engine.textures
         self.targets = torch.randint(0, engine.spec.num_classes, (made,), device=device)

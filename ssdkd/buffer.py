@@ -57,14 +57,14 @@ def _reflected(length: int, shift: Tensor) -> Tensor:
 
 def render(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
     """Show image `rows[i]` under `views[i]`: (N, H, W, c) uint8, (B,), (B, 3) -> (B, c, H, W) uint8, channels last."""
-    height, width = images.shape[1:3]
+    height, width, channels = images.shape[1:]
     y = _reflected(height, views[:, 0])
     x = _reflected(width, views[:, 1])
     x = torch.where(views[:, 2:] > 0, x.flip(1), x)
-    pixel = (y[:, :, None] * width + x[:, None, :]) + (rows * (height * width))[:, None, None]
-    flat = images.view(-1, images.shape[3])
-    shown = flat.index_select(0, pixel.view(-1)).view(len(rows), height, width, images.shape[3])
-    return shown.permute(0, 3, 1, 2)
+    pixel = ((y + rows[:, None] * height) * width)[:, :, None] + x[:, None, :]
+    flat = images.view(-1, channels) if channels > 1 else images.view(-1)  # single bytes have a faster way
+    shown = flat.index_select(0, pixel.view(-1))
+    return shown.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
 class ReplayBuffer:

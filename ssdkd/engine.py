@@ -484,7 +484,7 @@ class Engine:
         confidence, classes = torch.softmax(logits[:, 0], dim=1).max(dim=1)
         return Samples(images, views, logits, classes, confidence)
 
-    def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 512) -> Tensor:
+    def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 256) -> Tensor:
         with self.autocast:
             return torch.cat(
                 [
