@@ -78,7 +78,7 @@ def _cifar10(teacher: str, student: str) -> Settings:
 
 
 def _cifar10_cpu(student: str) -> Size:
-    methods = {**ours("cifar10"), "fastdfkd": fastdfkd(5, 52, 8), "dafl": ("dafl", {})}
+    methods = {**ours("cifar10", rounds=8), "fastdfkd": fastdfkd(5, 52, 8), "dafl": ("dafl", {})}
     training = ("--model", "wrn16_2", "--dataset", "cifar10", "--epochs", "20", "--shift", "4")
     return Size(_cifar10("wrn16_2", student), methods, "fastdfkd", teacher_training=training)
 
@@ -86,7 +86,7 @@ def _cifar10_cpu(student: str) -> Size:
 def _cifar10_gpu(teacher: str, student: str) -> Size:
     long: Settings = {"distillation": {"steps": 400}}
     methods: dict[str, tuple[str, Settings]] = {
-        **ours("cifar10", rounds=200),
+        **ours("cifar10", rounds=100, distillation={"batch": 256, "steps": 400}),
         **{f"fastdfkd-{k}": fastdfkd(k, 200, 20, **long) for k in (2, 5, 10)},
         "dafl": ("dafl", {"rounds": 240_000}),
     }
@@ -278,6 +278,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", default="auto", help="for every method alike: auto, on or off")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", help="file to write instead of field.json")
     given = parser.parse_args(argv)
@@ -291,7 +292,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ConfigError("--data-root is missing: accuracy over time needs the test set.")
     out.mkdir(parents=True, exist_ok=True)
     over: Settings = {"seed": given.seed, "device": given.device, "precision": given.precision}
-    over |= {"threads": given.threads, "data_root": given.data_root}
+    over |= {"threads": given.threads, "data_root": given.data_root, "compile": given.compile}
     weights = given.teacher
     if weights is None and size.teacher_training:
         own = out / "teacher.safetensors"
