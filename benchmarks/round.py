@@ -234,15 +234,14 @@ def fill(buffer: ReplayBuffer) -> None:
 
 def replay_ours(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:
     """A round of replay as the engine does it: P and all draws once, then a gather and an update each step."""
-    counts = selection.class_counts(buffer.classes, 10)
-    log_phi = selection.log_modulation(buffer.classes, buffer.confidence, counts, 1.0, 0.5)
+    log_phi = torch.zeros((), device=buffer.delta.device)  # where eta is 0, the engine computes none
     probabilities = selection.replay_probabilities(selection.log_priority(buffer.delta, log_phi, 0.6, 0.0))
-    weights = selection.importance_weights(probabilities, 0.4)
     rows = selection.draw(probabilities, steps * batch, random)
+    weights = selection.importance_weights(probabilities, 0.4, rows)
     buffer.note_visits(rows)
-    for row in rows.view(steps, batch):
+    for row, weight in zip(rows.view(steps, batch), weights.view(steps, batch), strict=True):
         gather(buffer, row)
-        buffer.note_replay(row, weights[row])
+        buffer.note_replay(row, weight)
 
 
 def replay_multinomial(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:

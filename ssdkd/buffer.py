@@ -51,7 +51,7 @@ def random_views(samples: int, views: int, max_shift: int, flip: bool, generator
 
 def _reflected(length: int, shift: Tensor) -> Tensor:
     """Row (or column) that each output position reads under a shift, mirrored at the border: (B,) -> (B, length)."""
-    position = torch.arange(length, device=shift.device) + shift.long()[:, None]
+    position = torch.arange(length, device=shift.device, dtype=torch.int32) + shift.int()[:, None]
     return (length - 1) - ((length - 1) - position.abs()).abs()
 
 
@@ -61,8 +61,11 @@ def render(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
     y = _reflected(height, views[:, 0])
     x = _reflected(width, views[:, 1])
     x = torch.where(views[:, 2:] > 0, x.flip(1), x)
-    pixel = ((y + rows[:, None] * height) * width)[:, :, None] + x[:, None, :]
-    flat = images.view(-1, channels) if channels > 1 else images.view(-1)  # single bytes have a faster way
+    # whole images first: their pixels are then near, and counted in 32 bits
+    start = torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * height
+    pixel = ((y + start) * width)[:, :, None] + x[:, None, :]
+    near = images.index_select(0, rows)
+    flat = near.view(-1, channels) if channels > 1 else near.view(-1)  # single bytes have a faster way
     shown = flat.index_select(0, pixel.view(-1))
     return shown.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 

@@ -108,15 +108,15 @@ class Distiller:
         learning_rate: float,
         show: Callable[[Tensor], Shown],
     ) -> Replayed:
-        """Train one step on each row of `rows` (K, B), every sample weighted by its entry in `weights` (N,)."""
+        """Train one step on each row of `rows` (K, B), every draw weighted by its entry in `weights` (K, B)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.student.train()
         loss_sum = torch.zeros((), device=rows.device)
         agree_sum = torch.zeros((), device=rows.device)
-        for batch in rows:
+        for batch, weight in zip(rows, weights, strict=True):
             inputs, teacher_logits = show(batch)
-            loss, agree = self._step(buffer, batch, inputs, teacher_logits, weights[batch])
+            loss, agree = self._step(buffer, batch, inputs, teacher_logits, weight)
             loss_sum += loss
             agree_sum += agree
         return Replayed(loss_sum / len(rows), agree_sum / len(rows))

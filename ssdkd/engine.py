@@ -334,13 +334,13 @@ class Engine:
             left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
             steps = max(1, min(steps, round(left)))
         probabilities = self.replay_probabilities(coefficients)
-        weights = selection.importance_weights(probabilities, coefficients.beta)
         rows = selection.draw(probabilities, steps * learning.batch, self.random["replay"])
+        weights = selection.importance_weights(probabilities, coefficients.beta, rows)
         buffer.note_visits(rows)
         replayed = self.distiller.replay(
             buffer,
             rows.view(steps, learning.batch),
-            weights,
+            weights.view(steps, learning.batch),
             learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
             self._show(),
         )
@@ -351,11 +351,12 @@ class Engine:
 
     def replay_probabilities(self, coefficients: Coefficients) -> Tensor:
         """P over the buffer's samples under these coefficients: (N,)."""
-        held = self.buffer.filled()
-        counts = selection.class_counts(held.classes, self.spec.num_classes)
-        log_phi = selection.log_modulation(
-            held.classes, held.confidence, counts, coefficients.w_div, coefficients.gamma
-        )
+        held, log_phi = self.buffer.filled(), torch.zeros((), device=self.device)
+        if coefficients.eta != 0:
+            counts = selection.class_counts(held.classes, self.spec.num_classes)
+            log_phi = selection.log_modulation(
+                held.classes, held.confidence, counts, coefficients.w_div, coefficients.gamma
+            )
         delta = self.buffer.delta[: self.buffer.size]
         return selection.replay_probabilities(
             selection.log_priority(delta, log_phi, coefficients.alpha, coefficients.eta)

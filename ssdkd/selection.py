@@ -39,10 +39,14 @@ def replay_probabilities(log_pi: Tensor) -> Tensor:
     return torch.softmax(log_pi.double(), dim=0)
 
 
-def importance_weights(probabilities: Tensor, beta: float) -> Tensor:
-    """w_i = (N P(i))^-beta / max_j w_j, which lies in (0, 1]: (N,) -> (N,) float."""
-    log_w = -beta * torch.log(probabilities.clamp(min=1e-30) * len(probabilities))
-    return torch.exp(log_w - log_w.max()).float().clamp(min=1e-12)
+def importance_weights(probabilities: Tensor, beta: float, rows: Tensor | None = None) -> Tensor:
+    """w_i = (N P(i))^-beta / max_j w_j, which lies in (0, 1], of `rows` (M,) or of all: (N,) -> (M,) or (N,) float."""
+
+    def log_w(of: Tensor) -> Tensor:
+        return -beta * torch.log(of.clamp(min=1e-30) * len(probabilities))
+
+    chosen = probabilities if rows is None else probabilities[rows]
+    return torch.exp(log_w(chosen) - log_w(probabilities.min())).float().clamp(min=1e-12)
 
 
 def draw(probabilities: Tensor, how_many: int, generator: torch.Generator) -> Tensor:

@@ -91,7 +91,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
     weights = torch.rand(16, generator=random_from(3))
     rows = torch.tensor([[3, 9, 9, 14]])
     d = distiller(student)
-    replayed = d.replay(buffer, rows, weights, 0.05, lambda batch: plainly(d, buffer, batch))
+    replayed = d.replay(buffer, rows, weights[rows], 0.05, lambda batch: plainly(d, buffer, batch))
     inputs, teacher_logits = plainly(d, buffer, rows[0])
     log_q = F.log_softmax(reference(inputs) / 2.0, dim=1)
     p = torch.softmax(teacher_logits / 2.0, dim=1)
@@ -105,7 +105,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
 def test_a_sample_without_weight_teaches_nothing() -> None:
     student, buffer = linear_student(), filled_buffer()
     before, d = parameters(student), distiller(student)
-    d.replay(buffer, torch.arange(16).view(2, 8), torch.zeros(16), 0.5, lambda b: plainly(d, buffer, b))
+    d.replay(buffer, torch.arange(16).view(2, 8), torch.zeros(2, 8), 0.5, lambda b: plainly(d, buffer, b))
     assert torch.equal(parameters(student), before)
 
 
@@ -114,9 +114,9 @@ def test_replay_brings_the_student_closer_to_the_teacher() -> None:
     d = distiller(student)
     rows = torch.arange(16).repeat(30, 1)
     show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
-    first = d.replay(buffer, rows[:1], torch.ones(16), 0.05, show)
-    d.replay(buffer, rows, torch.ones(16), 0.05, show)
-    last = d.replay(buffer, rows[:1], torch.ones(16), 0.05, show)
+    first = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.05, show)
+    d.replay(buffer, rows, torch.ones(rows.shape), 0.05, show)
+    last = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.05, show)
     assert last.loss < 0.2 * first.loss
     assert last.agreement > first.agreement
 
@@ -126,7 +126,7 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
     for clip in (0.0, 0.01):
         student, buffer = linear_student(), filled_buffer()
         before, d = parameters(student), distiller(student, clip=clip)
-        d.replay(buffer, torch.arange(16)[None], torch.ones(16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b))
+        d.replay(buffer, torch.arange(16)[None], torch.ones(1, 16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b))
         steps[clip] = (parameters(student) - before).norm().item()
     assert steps[0.0] > 0.1
     assert steps[0.01] == pytest.approx(0.01, rel=1e-3)
@@ -139,7 +139,7 @@ def test_delta_of_what_was_replayed_is_refreshed_and_of_the_rest_is_not() -> Non
     with torch.no_grad():
         inputs, teacher_logits = plainly(d, buffer, rows)
         expected = divergence(teacher_logits, student(inputs), 2.0)
-    d.replay(buffer, rows[None], torch.ones(16), 0.1, lambda batch: plainly(d, buffer, batch))
+    d.replay(buffer, rows[None], torch.ones(1, 3), 0.1, lambda batch: plainly(d, buffer, batch))
     assert torch.allclose(buffer.delta[rows], expected, atol=1e-5)
     untouched = [i for i in range(16) if i not in rows.tolist()]
     assert buffer.delta[untouched].tolist() == [1.0] * 13
@@ -159,7 +159,7 @@ def test_agreement_is_the_share_of_images_on_which_both_name_the_same_class() ->
     said[:2] = said[:2].roll(1, dims=1)
     student = Says(said)
     d = distiller(student)
-    replayed = d.replay(buffer, torch.arange(8)[None], torch.ones(16), 0.0, lambda batch: plainly(d, buffer, batch))
+    replayed = d.replay(buffer, torch.arange(8)[None], torch.ones(1, 8), 0.0, lambda batch: plainly(d, buffer, batch))
     assert replayed.agreement.item() == pytest.approx(6 / 8)
 
 
@@ -200,9 +200,9 @@ def test_every_named_optimiser_learns(name: str) -> None:
     d = Distiller(student, optimizer, MEAN, STD, 2.0, 0.0, nullcontext())
     show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
     rows = torch.arange(16).repeat(40, 1)
-    first = d.replay(buffer, rows[:1], torch.ones(16), 0.01, show).loss
-    d.replay(buffer, rows, torch.ones(16), 0.01, show)
-    assert d.replay(buffer, rows[:1], torch.ones(16), 0.01, show).loss < 0.5 * first
+    first = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.01, show).loss
+    d.replay(buffer, rows, torch.ones(rows.shape), 0.01, show)
+    assert d.replay(buffer, rows[:1], torch.ones(1, 16), 0.01, show).loss < 0.5 * first
 
 
 def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
@@ -210,6 +210,6 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
     student[1].weight.requires_grad_(False)
     weight, bias = student[1].weight.clone(), student[1].bias.detach().clone()
     d = distiller(student)
-    d.replay(buffer, torch.arange(16)[None], torch.ones(16), 0.1, lambda batch: plainly(d, buffer, batch))
+    d.replay(buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1, lambda batch: plainly(d, buffer, batch))
     assert torch.equal(student[1].weight, weight)
     assert not torch.equal(student[1].bias, bias)

@@ -111,6 +111,8 @@ def test_weights_fall_with_probability_and_beta_says_how_much() -> None:
     assert selection.importance_weights(p, 0.0).tolist() == [1.0, 1.0, 1.0]
     assert selection.importance_weights(p, 1.0).tolist() == pytest.approx([1.0, 1 / 2, 1 / 7])
     assert selection.importance_weights(p, 0.5).tolist() == pytest.approx([1.0, 2**-0.5, 7**-0.5])
+    drawn = torch.tensor([2, 1, 2])
+    assert torch.equal(selection.importance_weights(p, 0.5, drawn), selection.importance_weights(p, 0.5)[drawn])
 
 
 # -- the two functions ----------------------------------------------------------------------------------
