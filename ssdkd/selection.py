@@ -31,7 +31,7 @@ def class_prior(counts: Tensor, w_div: float) -> Tensor:
 
 def log_priority(delta: Tensor, log_phi: Tensor, alpha: float, eta: float) -> Tensor:
     """log pi = alpha log(delta + eps) + eta log phi: (N,), (N,) -> (N,)."""
-    return alpha * torch.log(delta.clamp(min=0.0) + EPSILON) + eta * log_phi
+    return delta.clamp(min=0.0).add_(EPSILON).log_().mul_(alpha).add_(eta * log_phi)  # one array, also of a million
 
 
 def replay_probabilities(log_pi: Tensor) -> Tensor:
