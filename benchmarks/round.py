@@ -360,6 +360,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--buffers", default="5000,50000,1000000", help="sizes for replay alone; '' for none")
+    parser.add_argument("--replay-steps", type=int, default=20, help="batches for which P is computed once")
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args()
@@ -378,7 +379,7 @@ def main() -> int:
     print("\nreplay: draw, weights, gather, update")
     for capacity in (int(n) for n in given.buffers.split(",") if n):
         shape = (channels, height, width)
-        replays.append(time_replay(capacity, shape, 256, 20, given.repetitions, device, processor))
+        replays.append(time_replay(capacity, shape, 256, given.replay_steps, given.repetitions, device, processor))
         show_replay(replays[-1], step)
     if replays and "torchrl" not in replays[0]["microseconds"]:
         print("    torchrl is not installed, so its buffer was not timed (pip install torchrl)")
