@@ -33,10 +33,17 @@ from ssdkd.tracking import Display
 
 
 def time_steps(
-    task: str, views: list[int], teacher: str | None, device: str, steps: int, turns: int, processor: bool
+    task: str,
+    views: list[int],
+    teacher: str | None,
+    device: str,
+    precision: str,
+    steps: int,
+    turns: int,
+    processor: bool = False,
 ) -> list[dict[str, Any]]:
     """Student steps per second with each number of views, and how many times that of asking anew."""
-    engines = {n: prepare(task, teacher, device, {"buffer": {"views": n}}) for n in views}
+    engines = {n: prepare(task, teacher, device, {"precision": precision, "buffer": {"views": n}}) for n in views}
     seconds: dict[int, list[float]] = {n: [] for n in views}
     for turn in range(turns + 1):
         for n, engine in engines.items():
@@ -109,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=0.25, help="share of the job's rounds that a run takes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
@@ -118,18 +126,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "task": given.task,
         "threads": given.threads,
         "clock": given.clock,
+        "precision": given.precision,
         "steps": [],
         "accuracy": [],
     }
     if timed:
         processor = given.clock == "processor"
-        told["steps"] = time_steps(given.task, timed, given.teacher, given.device, given.steps, given.turns, processor)
+        told["steps"] = time_steps(
+            given.task, timed, given.teacher, given.device, given.precision, given.steps, given.turns, processor
+        )
         show_steps(told["steps"])
     if compared and given.task != "digits" and not (given.teacher and given.data_root):
         print("no accuracy without --teacher and --data-root")
         compared = []
     if compared:
         over: dict[str, Any] = {"threads": given.threads, "device": given.device, "data_root": given.data_root}
+        over["precision"] = given.precision
         if given.teacher:
             over["teacher"] = {"checkpoint": given.teacher}
         told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)
