@@ -26,7 +26,7 @@ from ssdkd.tracking import Display
 
 SMALLER = [
     *("--inversion.images", "16", "--inversion.steps", "2", "--distillation.steps", "2", "--distillation.batch", "32"),
-    *("--checkpoint.rounds", "50", "--checkpoint.minutes", "0", "--tracking.images", "off"),
+    *("--policy", "ssdkd", "--checkpoint.rounds", "50", "--checkpoint.minutes", "0", "--tracking.images", "off"),
 ]
 SETTLED = 100  # rounds after which memory should no longer grow
 MOST_GROWTH = 0.05

@@ -165,7 +165,7 @@ class RunConfig:
     dataset: str | None = option(None, "evaluation set: its name also tells image size, classes, normalisation")
     data_root: str | None = option(None, "where the evaluation set lies; null: no accuracy is measured")
     image: ImageConfig = group(ImageConfig, "image size, classes and normalisation")
-    policy: str = option("ssdkd", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
+    policy: str = option("learned", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
     policy_file: str | None = option(None, "a learned policy of agents.train; null: the one that ships")
     adapt: bool = option(False, "whether a learned policy goes on learning during the run")
     rounds: int | None = option(100, "budget, in rounds of effort 1; where minutes are given, those count", low=1)

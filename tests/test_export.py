@@ -19,6 +19,7 @@ SMALL = [
     *("--rounds", "2", "--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2", "--quiet"),
     *("--inversion.steps", "2", "--inversion.width", "8", "--probe.images", "16"),
     *("--buffer.capacity", "64", "--distillation.batch", "32", "--distillation.steps", "3"),
+    *("--policy", "ssdkd"),
 ]
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),

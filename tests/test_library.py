@@ -24,6 +24,7 @@ from ssdkd.tracking import Display
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
 TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
 SMALL: dict[str, Any] = {
+    "policy": "ssdkd",
     "rounds": 3,
     "device": "cpu",
     "inversion": {"images": 32, "warmup": 2, "steps": 2, "width": 8},
@@ -80,7 +81,7 @@ def test_the_student_is_trained_in_place_and_the_teacher_left_alone(
 
 
 def test_the_result_tells_what_the_commands_summary_tells() -> None:
-    result = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", policy="uniform", seed=5, **SMALL)
+    result = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **{**SMALL, "policy": "uniform", "seed": 5})
     assert result.summary["teacher_accuracy"] > 95
     assert (result.summary["rounds"], result.summary["policy"], result.summary["seed"]) == (3, "uniform", 5)
     assert [entry["round"] for entry in result.history] == [1, 2, 3]

@@ -23,6 +23,7 @@ SMALL = [
     *("--rounds", "4", "--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2"),
     *("--inversion.steps", "2", "--inversion.width", "8", "--probe.images", "16", "--buffer.capacity", "64"),
     *("--distillation.batch", "32", "--distillation.steps", "3", "--tracking.evaluate_every", "2"),
+    *("--policy", "ssdkd"),
 ]
 
 

@@ -27,6 +27,7 @@ SMALL = [
     *("--rounds", "3", "--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2"),
     *("--inversion.steps", "2", "--inversion.width", "8", "--probe.images", "16"),
     *("--buffer.capacity", "64", "--distillation.batch", "32", "--distillation.steps", "3"),
+    *("--policy", "ssdkd"),  # whose effort is 1, so that a budget of three rounds is three rounds
 ]
 
 
@@ -118,13 +119,25 @@ def test_another_seed_gives_another_student(finished: Path, tmp_path: Path) -> N
     assert (other / "student.safetensors").read_bytes() != (finished / "student.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("policy", ["uniform", "random", "ssdkd"])
+@pytest.mark.parametrize("policy", ["uniform", "random", "ssdkd", "learned"])
 def test_every_policy_runs_through_the_same_command(policy: str, tmp_path: Path) -> None:
-    folder = one_run(tmp_path, "--policy", policy, "--rounds", "4")
+    folder = one_run(tmp_path, "--policy", policy, "--rounds", "6")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert summary_of(folder)["policy"] == policy
-    constant = len({line["beta"] for line in lines}) == 1
-    assert constant == (policy == "uniform")
+    constant = len({line["effort"] for line in lines}) == 1
+    assert constant == (policy in ("uniform", "ssdkd"))
+
+
+@pytest.mark.parametrize("adapt", [(), ("--adapt", "true")])
+def test_the_policy_that_ships_decides_unless_another_is_named(adapt: tuple[str, ...], tmp_path: Path) -> None:
+    without = [word for word in SMALL if word not in ("--policy", "ssdkd")]
+    assert main([*without, *adapt, "--rounds", "6", "--out", str(tmp_path), "--quiet"]) == 0
+    (folder,) = tmp_path.iterdir()
+    summary, lines = summary_of(folder), (folder / "metrics.jsonl").read_text().splitlines()
+    assert summary["policy"] == "learned"
+    first, last = (json.loads(lines[place])["effort"] for place in (0, -1))
+    if not adapt:  # which draws its actions
+        assert first > 1.5 * last, "it learns first and makes more later"
 
 
 def test_the_student_is_the_same_with_and_without_an_evaluation_set(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ SMALL = [
     *("--device", "cpu", "--inversion.images", "32", "--inversion.warmup", "2", "--inversion.steps", "2"),
     *("--inversion.width", "8", "--probe.images", "16", "--buffer.capacity", "64"),
     *("--distillation.batch", "32", "--distillation.steps", "3"),
+    *("--policy", "ssdkd"),
 ]
 TRACKED = [
     *("--tracking.every", str(EVERY), "--tracking.pictures_every", "4", "--tracking.evaluate_every", "4"),
@@ -256,7 +257,9 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
 
 def test_no_evaluation_image_is_written(tmp_path: Path) -> None:
     def pictures_of(name: str, replace: bool) -> tuple[dict[str, Any], bytes]:
-        config = build(RunConfig, [read_yaml("digits"), ({"rounds": 2, "buffer": {"capacity": 64}}, "the test")])
+        config = build(
+            RunConfig, [read_yaml("digits"), ({"rounds": 2, "policy": "ssdkd", "buffer": {"capacity": 64}}, "the test")]
+        )
         config.inversion.images, config.inversion.warmup, config.device = 32, 2, "cpu"
         config.tracking.evaluate_every = 1
         engine: Engine = build_engine(config)
