@@ -135,7 +135,7 @@ class Floor:
         """As many inversion steps as a round has, with the loss terms or with the plainest loss."""
         engine, inverter = self.engine, self.engine.inverter
         self.student.eval()
-        for _ in range(engine.config.inversion.steps if len(self.targets) else 0):
+        for _ in range(engine.inversion_steps if len(self.targets) else 0):
             with engine.autocast:
                 images = self.searched[0] if self.generator is None else self.generator(self.searched[0], self.targets)
             if with_terms:

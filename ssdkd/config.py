@@ -74,11 +74,13 @@ class ImageConfig:
 @dataclass
 class InversionConfig:
     images: int = option(128, "candidates made in a round", low=1)
-    steps: int = option(5, "adaptation steps for each batch of candidates", low=1)
+    steps: int | None = option(
+        None, "steps of the search for each batch of candidates; null: 10 on a pyramid, 5 else", low=1
+    )
     start: str = option(
         "auto",
         "what the search works on: a generator that learns, random textures, or a pyramid of corrections to textures; "
-        "auto: the pyramid where the teacher has batch norm, else the textures",
+        "auto: with batch norm the pyramid, below 16 pixels the generator; without it the textures",
         choices=("auto", "generator", "textures", "pyramid"),
     )
     pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)

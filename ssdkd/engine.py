@@ -38,6 +38,7 @@ from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
+SMALLEST_FOR_PYRAMID = 16  # pixels; below, there are too few scales to gain from
 TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
 TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
 TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
@@ -89,8 +90,11 @@ class Engine:
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
         observer = Observer(self.teacher)
         inversion = config.inversion
-        by_layers = "pyramid" if observer.has_batch_norm else "textures"
-        self.starts_from = by_layers if inversion.start == "auto" else inversion.start
+        self.starts_from = inversion.start
+        if self.starts_from == "auto":
+            large = min(spec.height, spec.width) >= SMALLEST_FOR_PYRAMID
+            self.starts_from = ("pyramid" if large else "generator") if observer.has_batch_norm else "textures"
+        self.inversion_steps = inversion.steps or (10 if self.starts_from == "pyramid" else 5)
         with_batch_norm = TERMS_OF_GENERATOR if self.starts_from == "generator" else TERMS_OF_PYRAMID
         default_terms = with_batch_norm if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
         self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
@@ -121,7 +125,7 @@ class Engine:
         )
         self.autocast = autocast_for(config.precision, device, teacher_work)
         settings = InverterSettings(
-            steps=inversion.steps,
+            steps=self.inversion_steps,
             latent=inversion.latent,
             generator_rate=inversion.generator_rate,
             latent_rate=inversion.latent_rate,
@@ -190,7 +194,7 @@ class Engine:
     def round_cost(self, student_steps: int) -> float:
         """Budget units of one round with so many student steps."""
         made = self.config.inversion.images
-        invert = (made - self.textures) * self.config.inversion.steps * self.costs.inversion
+        invert = (made - self.textures) * self.inversion_steps * self.costs.inversion
         label = (made + self.blends) * (self.stored_views * self.costs.teacher + self.costs.student)
         replayed = student_steps * self.config.distillation.batch
         anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
