@@ -40,7 +40,7 @@ from ssdkd.tracking.folder import METRICS, SUMMARY
 from ssdkd.tracking.metrics import read_metrics
 
 Settings = dict[str, Any]
-POINTS = 60  # evaluations of a curve
+POINTS = 120  # evaluations of a curve
 GRACE = 60.0  # seconds that a run has to finish its round and save
 
 
@@ -102,7 +102,7 @@ def _mnist() -> Size:
         "buffer": {"capacity": 512},
         "distillation": {"batch": 512, "optimizer": "adam", "learning_rate": 2e-3, "weight_decay": 0.0},
     }
-    methods = {**ours("mnist"), "fastdfkd": fastdfkd(5, 52, 8, **small), "dafl": ("dafl", dafl)}
+    methods = {**ours("mnist", rounds=100), "fastdfkd": fastdfkd(5, 52, 8, **small), "dafl": ("dafl", dafl)}
     common: Settings = {"dataset": "mnist", "teacher": {"name": "lenet5"}, "student": {"name": "lenet5_half"}}
     training = ("--model", "lenet5", "--dataset", "mnist", "--epochs", "12", "--learning-rate", "0.05", "--shift", "2")
     return Size(common, methods, "dafl", 97.5, training)
