@@ -270,6 +270,32 @@ def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"seeds": seeds, "policies": found}
 
 
+def over_tasks(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Mean over the tasks, for each seed that every policy has on every task: the figures that tasks can share."""
+    policies, tasks = (list(dict.fromkeys(getattr(o, name) for o in outcomes)) for name in ("policy", "task"))
+    of = {(o.policy, o.task, o.seed): o for o in outcomes}
+    known = sorted({o.seed for o in outcomes})
+    seeds = [s for s in known if all((p, t, s) in of for p in policies for t in tasks)]
+    if not seeds:
+        return {}
+    mean = {
+        p: {
+            "final": [float(np.mean([of[p, t, s].final for t in tasks])) for s in seeds],
+            "area": [
+                float(np.mean([area_under(of[p, t, s].shares, of[p, t, s].accuracy) for t in tasks])) for s in seeds
+            ],
+        }
+        for p in policies
+    }
+    found: dict[str, Any] = {}
+    for p in policies:
+        found[p] = {name: asdict(estimate(values)) for name, values in mean[p].items()}
+        if "ssdkd" in policies:
+            rises = [mine - its for mine, its in zip(mean[p]["area"], mean["ssdkd"]["area"], strict=True)]
+            found[p]["area_over_ssdkd"] = asdict(estimate(rises))
+    return {"tasks": tasks, "seeds": seeds, "policies": found}
+
+
 # ----------------------------------------------------------------------------------------------------
 # Runs
 # ----------------------------------------------------------------------------------------------------
@@ -489,9 +515,11 @@ COLUMNS = ("final", "area", "area_over_ssdkd", "final_in_time", "area_in_time", 
 
 def as_table(task: str, compared: dict[str, Any]) -> str:
     """The figures of a task in Markdown."""
-    rows = [f"{task}, {len(compared['seeds'])} seeds", "", f"| policy | {' | '.join(COLUMNS)} |", "| --- " * 8 + "|"]
+    columns = [name for name in COLUMNS if any(name in figures for figures in compared["policies"].values())]
+    rows = [f"{task}, {len(compared['seeds'])} seeds", "", f"| policy | {' | '.join(columns)} |"]
+    rows.append("| --- " * (len(columns) + 1) + "|")
     for policy, figures in compared["policies"].items():
-        rows.append(f"| {policy} | {' | '.join(shown(figures.get(name)) for name in COLUMNS)} |")
+        rows.append(f"| {policy} | {' | '.join(shown(figures.get(name)) for name in columns)} |")
     return "\n".join(rows)
 
 
@@ -607,6 +635,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for task, own in by_task.items():
         result["tasks"][task] = compare(own)
         print(f"\n{as_table(task, result['tasks'][task])}")
+    together = over_tasks(outcomes) if len(by_task) > 1 else {}
+    if together:
+        result["over_tasks"] = together
+        print(f"\n{as_table(f'mean of {len(by_task)} tasks', together)}")
     result["runs"] = [asdict(o) for o in outcomes]
     try:
         draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
