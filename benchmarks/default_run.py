@@ -29,13 +29,15 @@ def one(seed: int, options: list[str]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The default job on several seeds.", allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, less one")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     known, options = parser.parse_known_args()
     print(f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}")
     gaps = []
     with ThreadPoolExecutor(known.jobs) as pool:
-        for seed, s in enumerate(pool.map(lambda seed: one(seed, options), range(known.seeds))):
+        seeds = range(known.first, known.first + known.seeds)
+        for seed, s in zip(seeds, pool.map(lambda seed: one(seed, options), seeds), strict=True):
             gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
             fewer = s["teacher_parameters"] / s["student_parameters"]
             print(
