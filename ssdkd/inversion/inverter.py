@@ -290,8 +290,8 @@ class PyramidInverter(Search):
 
         image = texture + 32x32 + enlarged(16x16) + enlarged(8x8) + enlarged(4x4)
 
-    An optimiser that steps every number alike (Adam) then moves colours and shapes as fast as it moves pixels: some
-    twenty steps reach what plain pixels take hundreds for, and a generator dozens of rounds of practice.
+    An optimiser that steps every number alike (Adam) then moves colours and shapes as fast as it moves pixels, so that
+    ten steps or so are enough; and unlike a generator it needs no rounds of practice.
     """
 
     COARSEST = 4  # pixels across at the pyramid's top
