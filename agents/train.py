@@ -55,24 +55,11 @@ from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, to_yaml
-from ssdkd.errors import CheckpointError, ConfigError, SsdkdError, run_command
-from ssdkd.saving import StoppedAtOnce, StopSignals
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
+from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
-
-
-class Stopped(Exception):
-    """A training ended early by a signal, after its rollout."""
-
-    def __init__(self, number: int, folder: Path, steps: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; the training is saved as of step {steps} and goes on with: "
-            f"python -m agents.train --resume {folder}"
-        )
-        self.exit_code = 128 + number
-
-
 Judge = Callable[[int], dict[str, dict[str, float]]]  # steps learned -> policy -> measure -> value
 
 
@@ -223,7 +210,8 @@ class Record(BaseCallback):
             self.signals.save = False
             self.save()
         if self.signals.stop:
-            raise Stopped(self.signals.stop, self.folder.path, self.saved)
+            how = f"goes on with: python -m agents.train --resume {self.folder.path}"
+            raise Stopped(self.signals.stop, f"the training is saved as of step {self.saved} and {how}")
 
     def finish(self) -> None:
         """What is still to be written at the end."""
@@ -414,13 +402,7 @@ def _read(argv: Sequence[str] | None, default_config: str) -> tuple[TrainConfig,
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        return run_command(run, argv)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except StoppedAtOnce as stopped:
-        print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
-        return stopped.exit_code
+        return run_until_stopped(run, argv)
     except KeyboardInterrupt:
         print("stopped; go on with --resume and the folder of the training", file=sys.stderr)
         return 130

@@ -21,9 +21,9 @@ from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.devices import is_out_of_memory
 from ssdkd.engine import Engine, Statistics
-from ssdkd.errors import CheckpointError, ConfigError, NumericalError, run_command
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError
 from ssdkd.models import count_multiply_adds, count_parameters, save_weights
-from ssdkd.saving import Saver, Stopped, StoppedAtOnce, StopSignals, how_to_go_on
+from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, PICTURE, STUDENT, SUMMARY
@@ -151,7 +151,7 @@ def run(
                 display.say(f"saved at round {engine.round}")
             signals.save = False
             if signals.stop and not engine.finished:
-                raise Stopped(signals.stop, saver.folder, saver.saved)
+                raise Stopped(signals.stop, how_to_go_on(saver.folder, saver.saved))
         if metrics is not None:
             metrics.close()
         engine.student.eval()
@@ -372,13 +372,7 @@ def _newest_state(folder: RunFolder, display: Display) -> dict[str, Any] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        return run_command(start, argv)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except StoppedAtOnce as stopped:
-        print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
-        return stopped.exit_code
+        return run_until_stopped(start, argv)
     except KeyboardInterrupt:
         print("stopped before the run began", file=sys.stderr)
         return 130

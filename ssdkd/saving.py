@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from ssdkd import checkpoint
 from ssdkd.config import CheckpointConfig
-from ssdkd.errors import CheckpointError
+from ssdkd.errors import CheckpointError, run_command
 from ssdkd.tracking.display import Display
 from ssdkd.tracking.folder import CHECKPOINTS, RunFolder
 
 
 class Stopped(Exception):
-    """A run ended early by a signal, after its round."""
+    """What was running ended early by a signal, after its round."""
 
-    def __init__(self, number: int, folder: Path | None, saved: int | None) -> None:
-        """`saved` is the round of the newest checkpoint, if there is one."""
-        super().__init__(f"stopped by {signal.Signals(number).name}; {how_to_go_on(folder, saved)}")
+    def __init__(self, number: int, what_now: str) -> None:
+        """`what_now` ends the sentence: what is saved, and how it goes on."""
+        super().__init__(f"stopped by {signal.Signals(number).name}; {what_now}")
         self.exit_code = 128 + number
 
 
@@ -33,8 +34,20 @@ class StoppedAtOnce(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def run_until_stopped(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
+    """Run what a command is made of: -> its exit code, or that of the signal that ended it; says how to go on."""
+    try:
+        return run_command(run, argv)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except StoppedAtOnce as stopped:
+        print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_code
+
+
 def how_to_go_on(folder: Path | None, saved: int | None) -> str:
-    """The end of a sentence about a run that was cut off."""
+    """The end of a sentence about a run that was cut off; `saved` is the round of its newest checkpoint, if any."""
     if folder is None or saved is None:
         return "nothing was saved"
     return f"the run is saved as of round {saved} and goes on with: python -m ssdkd.run --resume {folder}"

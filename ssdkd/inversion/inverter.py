@@ -243,12 +243,8 @@ class Inverter(Search):
         self.base_optimizer.load_state_dict(state["base_optimizer"])
 
 
-class TextureInverter(Search):
-    """Searches on the pixels themselves, from random textures: what a teacher without batch norm needs.
-
-    Nothing then tells a generator what the teacher's data looked like, and images that it is sure of are far from
-    them. A few short steps from a texture bend it toward a class and to where the student errs, and no further.
-    """
+class FromTextures(Search):
+    """What the searches that start from random textures share."""
 
     def __init__(
         self,
@@ -263,10 +259,22 @@ class TextureInverter(Search):
         super().__init__(observer, mean, std, settings, random, autocast)
         self.image_shape = image_shape
 
+    def _textures(self, count: int) -> Tensor:
+        """Where the search starts: -> (count, c, H, W)."""
+        return random_textures(count, self.image_shape, self.mean, self.std, self.random)
+
+
+class TextureInverter(FromTextures):
+    """Searches on the pixels themselves, from random textures: what a teacher without batch norm needs.
+
+    Nothing then tells a generator what the teacher's data looked like, and images that it is sure of are far from
+    them. A few short steps from a texture bend it toward a class and to where the student errs, and no further.
+    """
+
     def invert(
         self, targets: Tensor, student: nn.Module | None, adversarial: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        images = random_textures(len(targets), self.image_shape, self.mean, self.std, self.random)
+        images = self._textures(len(targets))
         values: dict[str, Tensor] = {}
         for _ in range(self.settings.steps):
             images.requires_grad_(True)
@@ -283,7 +291,7 @@ class TextureInverter(Search):
         return to_bytes(images), values
 
 
-class PyramidInverter(Search):
+class PyramidInverter(FromTextures):
     """Searches from random textures on all scales at once, where batch norm tells what the teacher's data was like.
 
     What is searched for is a pyramid of corrections, each twice as coarse as the one before, that add up to one:
@@ -296,25 +304,11 @@ class PyramidInverter(Search):
 
     COARSEST = 4  # pixels across at the pyramid's top
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        observer: Observer,
-        mean: Tensor,
-        std: Tensor,
-        settings: InverterSettings,
-        random: torch.Generator,
-        autocast: AbstractContextManager[Any],
-    ) -> None:
-        super().__init__(observer, mean, std, settings, random, autocast)
-        self.image_shape = image_shape
-
     def invert(
         self, targets: Tensor, student: nn.Module | None, adversarial: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
-        textures = random_textures(len(targets), self.image_shape, self.mean, self.std, self.random)
-        textures = textures.contiguous(memory_format=torch.channels_last)
+        textures = self._textures(len(targets)).contiguous(memory_format=torch.channels_last)
         levels = self._levels(len(targets), textures.device)
         optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), foreach=True)
         reach = JITTER + 1
