@@ -104,7 +104,7 @@ class Floor:
         shape = (engine.spec.channels, engine.spec.height, engine.spec.width)
         layout = engine.distiller.layout
         self.student = copy.deepcopy(engine.student)
-        compiled = engine.distiller.forward is not engine.student
+        compiled = engine.distiller.forward is not engine.learner
         self.forward: Any = torch.compile(self.student) if compiled else self.student
         self.optimizer = make_optimizer(
             self.student, learning.optimizer, 1e-3, learning.momentum, learning.weight_decay, learning.nesterov

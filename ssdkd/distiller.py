@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
 from ssdkd.devices import laid_out
 
@@ -73,6 +74,7 @@ class Distiller:
         self.autocast = autocast
         self.layout = torch.channels_last  # in which the inputs lie
         self.forward: Any = student  # what runs the student in training; a compiled form may take its place
+        self.average: Average | None = None  # of the student's weights
 
     def to_inputs(self, images: Tensor) -> Tensor:
         """Normalise what `render` shows: (B, c, H, W) uint8 -> float."""
@@ -134,6 +136,8 @@ class Distiller:
         if self.clip > 0:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.clip, foreach=True)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         buffer.note_replay(batch, delta.detach())
         agree = (student_logits.detach().argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
         return loss.detach(), agree

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdkd import selection
+from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
@@ -82,6 +83,8 @@ class Engine:
         layout = layout_for(config.layout)
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+        averaged = config.distillation.average > 0
+        self.learner = _copied(self.student) if averaged else self.student  # `student` is its mean, and handed out
         self.random = {
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
             for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures", "blends"))
@@ -150,7 +153,7 @@ class Engine:
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation
         optimizer = make_optimizer(
-            self.student,
+            self.learner,
             learning.optimizer,
             learning.learning_rate,
             learning.momentum,
@@ -158,12 +161,14 @@ class Engine:
             learning.nesterov,
         )
         self.distiller = Distiller(
-            self.student, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
+            self.learner, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
         )
+        if averaged:
+            self.distiller.average = Average(self.student, self.learner, learning.average)
         self.distiller.layout = self.inverter.layout = layout
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
-            self.distiller.forward = torch.compile(self.student)
+            self.distiller.forward = torch.compile(self.learner)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
         self.round = 0
@@ -286,8 +291,8 @@ class Engine:
         start = time.perf_counter()
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
         targets = self._targets(counts, coefficients.w_div)
-        self.student.eval()
-        images = self._make(targets, self.student, coefficients.adversarial)
+        self.learner.eval()
+        images = self._make(targets, self.learner, coefficients.adversarial)
         candidates = self._judged(self._label(images))
         self.synthesized += len(images)
         self.spent += self.round_cost(0)
@@ -422,19 +427,31 @@ class Engine:
 
     def _parts(self) -> dict[str, Any]:
         """The states of what can get into numerical trouble, not copied."""
-        student = {"network": self.student.state_dict(), "optimizer": self.distiller.optimizer.state_dict()}
-        return {"student": student, "generator": self.inverter.state_dict()}
+        return {"student": self._students_state(), "generator": self.inverter.state_dict()}
 
     def _take_back(self, parts: set[str]) -> None:
         if "student" in parts:
-            self.student.load_state_dict(self.guard.good["student"]["network"])
-            self.distiller.optimizer.load_state_dict(copied(self.guard.good["student"]["optimizer"]))
+            self._put_student(copied(self.guard.good["student"]))
             delta = self.buffer.delta
             largest = delta.nan_to_num(0.0, 0.0, 0.0).max()
             self.buffer.delta = torch.where(delta.isfinite(), delta, largest)
         if "generator" in parts:
             self.inverter.load_state_dict(copied(self.guard.good["generator"]))
         self.inverter.slow_down(self.guard.step["generator"])
+
+    def _students_state(self) -> dict[str, Any]:
+        """Where the student is, what it learns by, and what is handed out of it."""
+        state = {"network": self.learner.state_dict(), "optimizer": self.distiller.optimizer.state_dict()}
+        if self.distiller.average is None:
+            return state
+        return {**state, "mean": self.student.state_dict(), "mean_of": self.distiller.average.steps}
+
+    def _put_student(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["network"])
+        self.distiller.optimizer.load_state_dict(state["optimizer"])
+        if self.distiller.average is not None:
+            self.student.load_state_dict(state["mean"])
+            self.distiller.average.steps = int(state["mean_of"])
 
     # -- pieces of the phases -------------------------------------------------------------------------------
 
@@ -501,10 +518,10 @@ class Engine:
     @torch.no_grad()
     def _judged(self, samples: Samples) -> Candidates:
         """Add what the student has to learn from fresh samples."""
-        self.student.eval()
+        self.learner.eval()
         inputs = self.distiller.to_inputs(samples.images.permute(0, 3, 1, 2))
         with self.autocast:
-            logits = self.student(inputs).float()
+            logits = self.learner(inputs).float()
         return Candidates(samples, divergence(samples.logits[:, 0], logits, self.config.distillation.temperature))
 
     def _show(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -590,8 +607,7 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "student": self.student.state_dict(),
-            "optimizer": self.distiller.optimizer.state_dict(),
+            "student": self._students_state(),
             "inverter": self.inverter.state_dict(),
             "buffer": self.buffer.state_dict(),
             "probe": self.probe,
@@ -609,8 +625,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.distiller.optimizer.load_state_dict(state["optimizer"])
+        self._put_student(state["student"])
         self.inverter.load_state_dict(state["inverter"])
         self.buffer.load_state_dict(state["buffer"])
         self.probe = state["probe"].to(self.device)
@@ -650,6 +665,16 @@ def quantiles(values: Tensor) -> Tensor:
     stride = max(1, len(values) // 4096)
     levels = torch.tensor(QUANTILES, device=values.device)
     return torch.quantile(values[::stride].float(), levels)
+
+
+def _copied(student: nn.Module) -> nn.Module:
+    """A second network of the same weights."""
+    try:
+        return copy.deepcopy(student)
+    except Exception as error:
+        raise ConfigError(
+            f"the student cannot be copied ({error}), which the mean of its weights needs: set distillation.average to 0."
+        ) from error
 
 
 def _joined(parts: list[Samples]) -> Samples:

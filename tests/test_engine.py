@@ -136,7 +136,7 @@ def test_a_loop_gives_statistics_for_the_warm_up_and_every_round() -> None:
 
 
 def test_the_learning_rate_falls_with_the_budget() -> None:
-    engine = tiny_engine()
+    engine = tiny_engine(changed(distillation={"schedule": "cosine"}))
     rates = [s["learning_rate_fraction"] for s in drive(engine, Coefficients())]
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
