@@ -1,6 +1,7 @@
 """Train the digits teachers of the family of tasks that policies learn on: strong, weak and one-sided ones.
 
-Beside them goes `validation.npz`, 480 of the digits that teachers are trained on: what policies are trained by.
+Beside them go `validation.npz`, 480 of the digits that teachers are trained on: what policies are trained by, and
+`validation16.npz`, the same digits enlarged to 16x16 pixels.
 
     python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
 
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.make_digits import split
 from ssdkd.data import LabelledImages, dataset_spec
@@ -39,6 +42,7 @@ class Recipe:
     images: int | None = None  # none: all 1,437
     skew: float = 1.0  # images of class c in proportion to skew^c
     epochs: int = 40
+    size: int = 8  # pixels across; the digits are enlarged to that
 
 
 TEACHERS: dict[str, Recipe] = {
@@ -49,6 +53,8 @@ TEACHERS: dict[str, Recipe] = {
     "weak": Recipe((32, 64, 96), seed=5, images=100),
     "plain_weak": Recipe((32, 64, 96), seed=6, batch_norm=False, images=150),
     "skewed": Recipe((32, 64, 96), seed=7, skew=0.65),
+    "large": Recipe((24, 48, 64), seed=11, size=16, epochs=20),
+    "large_plain": Recipe((24, 48, 64), seed=12, size=16, batch_norm=False, epochs=30),
     # held out: for judging policies, not for training them
     "other": Recipe((40, 80, 112), seed=8, depth=2),
     "other_plain": Recipe((40, 80, 112), seed=9, batch_norm=False, images=400),
@@ -78,14 +84,15 @@ def make(name: str, out: str) -> str:
     train_images, test_images, train_labels, test_labels = split()
 
     def as_set(x: np.ndarray, y: np.ndarray) -> LabelledImages:
-        return LabelledImages(torch.from_numpy(x)[:, None], torch.from_numpy(y).long(), spec)
+        return LabelledImages(enlarged(x, recipe.size), torch.from_numpy(y).long(), spec)
 
     rows = chosen(train_labels, recipe)
     arguments: dict[str, Any] = {"widths": list(recipe.widths), "depth": recipe.depth, "batch_norm": recipe.batch_norm}
-    teacher = create_model("convnet", arguments, num_classes=10, in_channels=1, image_size=8)
+    teacher = create_model("convnet", arguments, num_classes=10, in_channels=1, image_size=recipe.size)
     rate = 0.1 if recipe.batch_norm else 0.03
     epochs = recipe.epochs * (1 if len(rows) > 500 else 3)
-    options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=1, seed=recipe.seed)
+    shift = recipe.size // 8
+    options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=shift, seed=recipe.seed)
     train(teacher, as_set(train_images[rows], train_labels[rows]), options, torch.device("cpu"))
     test = as_set(test_images, test_labels)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
@@ -94,10 +101,18 @@ def make(name: str, out: str) -> str:
     return f"{name}: {len(rows)} images, {accuracy(named, test.labels):.2f} % of {len(test.labels)} test digits"
 
 
-def save_validation(path: Path, how_many: int = 480) -> None:
+def enlarged(images: np.ndarray, size: int) -> Tensor:
+    """(N, 8, 8) uint8 -> (N, 1, size, size) uint8, smoothly."""
+    pixels = torch.from_numpy(images)[:, None]
+    if size == 8:
+        return pixels
+    return F.interpolate(pixels.float(), size=size, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+
+
+def save_validation(path: Path, size: int, how_many: int = 480) -> None:
     """Images and labels that a policy's training may measure accuracy on; no test digit is among them."""
     images, _, labels, _ = split()
-    np.savez(path, images=images[:how_many, :, :, None], labels=labels[:how_many])
+    np.savez(path, images=enlarged(images[:how_many], size).permute(0, 2, 3, 1).numpy(), labels=labels[:how_many])
 
 
 def main() -> None:
@@ -106,7 +121,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
-    save_validation(Path(given.out) / "validation.npz")
+    save_validation(Path(given.out) / "validation.npz", 8)
+    save_validation(Path(given.out) / "validation16.npz", 16)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)

@@ -129,9 +129,9 @@ class DistillationConfig:
     momentum: float = option(0.9, "momentum of sgd", low=0)
     nesterov: bool = option(True, "whether the momentum of sgd looks ahead")
     weight_decay: float = option(1e-4, "weight decay", low=0)
-    schedule: str = option("constant", "the learning rate over the budget", choices=("cosine", "constant"))
+    schedule: str = option("cosine", "the learning rate over the budget", choices=("cosine", "constant"))
     average: float = option(
-        0.1, "share of the steps so far whose mean is the student handed out; 0: the last step alone", low=0, high=1
+        0.125, "share of the steps so far whose mean is the student handed out; 0: the last step alone", low=0, high=1
     )
     temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)
     clip: float = option(0.0, "bound on the gradient's norm; 0: none", low=0)

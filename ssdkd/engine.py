@@ -673,7 +673,7 @@ def _copied(student: nn.Module) -> nn.Module:
         return copy.deepcopy(student)
     except Exception as error:
         raise ConfigError(
-            f"the student cannot be copied ({error}), which the mean of its weights needs: set distillation.average to 0."
+            f"the student cannot be copied ({error}), as the mean of its weights needs: set distillation.average to 0."
         ) from error
 
 
