@@ -49,25 +49,35 @@ def random_views(samples: int, views: int, max_shift: int, flip: bool, generator
     return drawn
 
 
-def _reflected(length: int, shift: Tensor) -> Tensor:
-    """Row (or column) that each output position reads under a shift, mirrored at the border: (B,) -> (B, length)."""
-    position = torch.arange(length, device=shift.device, dtype=torch.int32) + shift.int()[:, None]
+def _shifted(length: int, shift: Tensor) -> Tensor:
+    """Row (or column) that each output position reads under a shift, outside ones included: (B,) -> (B, length)."""
+    return torch.arange(length, device=shift.device, dtype=torch.int32) + shift.int()[:, None]
+
+
+def _reflected(position: Tensor, length: int) -> Tensor:
+    """The same, mirrored at the border."""
     return (length - 1) - ((length - 1) - position.abs()).abs()
 
 
-def render(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
-    """Show image `rows[i]` under `views[i]`: (N, H, W, c) uint8, (B,), (B, 3) -> (B, c, H, W) uint8, channels last."""
+def render(images: Tensor, rows: Tensor, views: Tensor, border: str = "mirrored") -> Tensor:
+    """Show image `rows[i]` under `views[i]`: (N, H, W, c), (B,), (B, 3) -> (B, c, H, W) of its type, channels last.
+
+    What a shift brings in from outside is the image `mirrored`, or `black`. Images in float pass gradients on.
+    """
     height, width, channels = images.shape[1:]
-    y = _reflected(height, views[:, 0])
-    x = _reflected(width, views[:, 1])
-    x = torch.where(views[:, 2:] > 0, x.flip(1), x)
+    below, beside = _shifted(height, views[:, 0]), _shifted(width, views[:, 1])
+    beside = torch.where(views[:, 2:] > 0, beside.flip(1), beside)
+    y, x = _reflected(below, height), _reflected(beside, width)
     # whole images first: their pixels are then near, and counted in 32 bits
     start = torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * height
     pixel = ((y + start) * width)[:, :, None] + x[:, None, :]
     near = images.index_select(0, rows)
     flat = near.view(-1, channels) if channels > 1 else near.view(-1)  # single bytes have a faster way
-    shown = flat.index_select(0, pixel.view(-1))
-    return shown.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+    shown = flat.index_select(0, pixel.view(-1)).view(len(rows), height, width, channels)
+    if border == "black":
+        inside = (y == below)[:, :, None] & (x == beside)[:, None, :]
+        shown = shown * inside[..., None]
+    return shown.permute(0, 3, 1, 2)
 
 
 class ReplayBuffer:

@@ -106,6 +106,14 @@ class InversionConfig:
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)
     meta_rate: float = option(3e-3, "learning rate of the base generator", low=0)
     meta: str = option("fomaml", "how the base follows", choices=("fomaml", "reptile", "continue"))
+    augment: bool = option(
+        False, "whether each step looks at images shifted and mirrored at random, as the student does (buffer.shift)"
+    )
+    targets: str = option(
+        "balanced",
+        "whether the classes asked for are as even as their shares allow, or drawn one by one",
+        choices=("balanced", "drawn"),
+    )
     memory: float = option(0.0, "share of earlier batches in the batch-norm statistics", low=0, high=0.99)
     warmup: int = option(20, "rounds of inversion before the first student step", low=1)
     warmup_kept: float = option(0.5, "share of the warm-up's images, its newest, that enters the buffer", low=0, high=1)
@@ -117,6 +125,7 @@ class BufferConfig:
     capacity: int = option(1000, "synthetic images kept", low=1)
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
+    border: str = option("mirrored", "what a shift brings in from outside the image", choices=("mirrored", "black"))
     fresh: bool = option(False, "whether a round's candidates take the place of all before them")
 
 

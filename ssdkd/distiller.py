@@ -73,6 +73,7 @@ class Distiller:
         self.clip = clip
         self.autocast = autocast
         self.layout = torch.channels_last  # in which the inputs lie
+        self.border = "mirrored"  # what a shift brings in
         self.forward: Any = student  # what runs the student in training; a compiled form may take its place
         self.average: Average | None = None  # of the student's weights
 
@@ -84,7 +85,7 @@ class Distiller:
         """One of the stored views of each row of `batch` (B,), with the teacher's stored answer to it."""
         stored = buffer.views.shape[1]
         view = torch.randint(0, stored, batch.shape, generator=random, device=batch.device)
-        shown = render(buffer.images, batch, buffer.views[batch, view])
+        shown = render(buffer.images, batch, buffer.views[batch, view], self.border)
         return self.to_inputs(shown), buffer.logits[batch, view]
 
     def show_anew(
@@ -98,7 +99,7 @@ class Distiller:
     ) -> Shown:
         """A new random view of each row of `batch` (B,), for which the teacher is asked again."""
         views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
-        inputs = self.to_inputs(render(buffer.images, batch, views))
+        inputs = self.to_inputs(render(buffer.images, batch, views, self.border))
         with torch.no_grad(), self.autocast:
             return inputs, teacher(inputs).float()
 

@@ -137,6 +137,9 @@ class Engine:
             memory=inversion.memory,
             pixel_rate=inversion.pixel_rate,
             terms=self.terms,
+            shift=config.buffer.shift if inversion.augment else 0,
+            flip=spec.flip and inversion.augment,
+            border=config.buffer.border,
         )
         shared = (observer, self.mean, self.std, settings, self.random["inversion"], self.autocast)
         self.inverter: Search
@@ -166,6 +169,7 @@ class Engine:
         if averaged:
             self.distiller.average = Average(self.student, self.learner, learning.average)
         self.distiller.layout = self.inverter.layout = layout
+        self.distiller.border = config.buffer.border
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
             self.distiller.forward = torch.compile(self.learner)
@@ -462,8 +466,11 @@ class Engine:
 
     def _targets(self, counts: Tensor, w_div: float) -> Tensor:
         prior = selection.class_prior(counts, w_div)
-        inverted = self.config.inversion.images - self.textures
-        self._asked_for = selection.draw(prior.double(), inverted, self.random["inversion"])
+        inverted, random = self.config.inversion.images - self.textures, self.random["inversion"]
+        if self.config.inversion.targets == "drawn":
+            self._asked_for = torch.multinomial(prior, inverted, replacement=True, generator=random)
+        else:
+            self._asked_for = selection.draw(prior.double(), inverted, random)
         return self._asked_for
 
     def _make(self, targets: Tensor, student: nn.Module | None, adversarial: float) -> Tensor:
@@ -490,7 +497,7 @@ class Engine:
         def shown(of: Tensor) -> Tensor:
             rows = torch.randint(len(of), (count,), generator=random, device=self.device)
             views = random_views(count, 2, self.config.buffer.shift, self.spec.flip, random)[:, 1]
-            return render(of, rows, views).float()
+            return render(of, rows, views, self.config.buffer.border).float()
 
         share = 0.25 + 0.5 * torch.rand((count, 1, 1, 1), generator=random, device=self.device)
         return to_bytes(torch.lerp(shown(images), shown(others), share) / 255.0)
@@ -507,10 +514,11 @@ class Engine:
         return Samples(images, views, logits, classes, confidence)
 
     def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 256) -> Tensor:
+        border = self.config.buffer.border
         with self.autocast:
             return torch.cat(
                 [
-                    self.teacher(self.distiller.to_inputs(render(images, r, v))).float()
+                    self.teacher(self.distiller.to_inputs(render(images, r, v, border))).float()
                     for r, v in zip(rows.split(batch), views.split(batch), strict=True)
                 ]
             )

@@ -90,7 +90,8 @@ def test_fastdfkd_has_its_authors_settings() -> None:
     assert made.meta_rate == pytest.approx(made.steps * made.generator_rate)
     assert (learning.temperature, learning.learning_rate, learning.weight_decay) == (20.0, 0.2, 1e-4)
     assert learning.schedule == "cosine"
-    assert (config.buffer.views, config.buffer.shift) == (0, 4)
+    assert (made.augment, made.targets) == (True, "drawn")
+    assert (config.buffer.views, config.buffer.shift, config.buffer.border) == (0, 4, "black")
 
 
 def test_fastdfkds_pool_has_room_for_all_that_is_ever_made() -> None:

@@ -1,6 +1,7 @@
 """Promises of the replay buffer: how an image is shown, and what stays true of the slots."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,9 +47,9 @@ def facts(buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
 # -- showing images -------------------------------------------------------------------------------------
 
 
-def shown(image: torch.Tensor, view: tuple[int, int, int]) -> np.ndarray:
+def shown(image: torch.Tensor, view: tuple[int, int, int], border: str = "mirrored") -> np.ndarray:
     """One image (H, W, c) under one view -> (H, W, c)."""
-    out = render(image[None], torch.tensor([0]), torch.tensor([view], dtype=torch.int16))
+    out = render(image[None], torch.tensor([0]), torch.tensor([view], dtype=torch.int16), border)
     return out[0].permute(1, 2, 0).numpy()
 
 
@@ -65,13 +66,16 @@ def test_what_is_shown_is_bytes_with_channels_last_in_memory() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("border", "padding"), [("mirrored", "reflect"), ("black", "constant")])
 @pytest.mark.parametrize("view", [(1, 0, 0), (-1, 0, 0), (0, 2, 0), (0, -2, 0), (4, -6, 0), (-4, 6, 0)])
-def test_a_shift_moves_the_image_and_mirrors_it_at_the_border(view: tuple[int, int, int]) -> None:
+def test_a_shift_moves_the_image_and_fills_in_at_the_border(
+    view: tuple[int, int, int], border: str, padding: Literal["reflect", "constant"]
+) -> None:
     image = pictures(1)[0]
     dy, dx, _ = view
-    padded = np.pad(image.numpy(), ((abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)), mode="reflect")
+    padded = np.pad(image.numpy(), ((abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)), mode=padding)
     top, left = abs(dy) + dy, abs(dx) + dx
-    assert np.array_equal(shown(image, view), padded[top : top + 5, left : left + 7])
+    assert np.array_equal(shown(image, view, border), padded[top : top + 5, left : left + 7])
 
 
 def test_a_mirrored_view_swaps_left_and_right() -> None:
@@ -79,9 +83,19 @@ def test_a_mirrored_view_swaps_left_and_right() -> None:
     assert np.array_equal(shown(image, (0, 0, 1)), image.numpy()[:, ::-1])
 
 
-def test_a_mirrored_shift_is_the_mirror_image_of_that_shift() -> None:
+@pytest.mark.parametrize("border", ["mirrored", "black"])
+def test_a_mirrored_shift_is_the_mirror_image_of_that_shift(border: str) -> None:
     image = pictures(1)[0]
-    assert np.array_equal(shown(image, (1, -2, 1)), shown(image, (1, -2, 0))[:, ::-1])
+    assert np.array_equal(shown(image, (1, -2, 1), border), shown(image, (1, -2, 0), border)[:, ::-1])
+
+
+@pytest.mark.parametrize(("border", "first", "second"), [("mirrored", 0.0, 2.0), ("black", 0.0, 1.0)])
+def test_a_pixel_has_as_much_gradient_as_it_is_shown(border: str, first: float, second: float) -> None:
+    """Moved up by a row: the first is out of sight, and the last but one is mirrored below the last."""
+    image = pictures(1).float().requires_grad_(True)
+    render(image, torch.tensor([0]), torch.tensor([[1, 0, 0]]), border).sum().backward()
+    assert image.grad is not None
+    assert image.grad[0, :, 0, 0].tolist() == [first, 1.0, 1.0, second, 1.0]
 
 
 def test_every_row_of_a_batch_gets_its_own_image_and_view() -> None:

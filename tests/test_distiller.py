@@ -190,6 +190,21 @@ def test_a_new_view_comes_with_what_the_teacher_says_of_it() -> None:
     assert not logits.requires_grad
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_black_border_is_shown_black(stored: bool) -> None:
+    buffer, d, generator = filled_buffer(views=3), distiller(linear_student()), random_from(0)
+    buffer.images.clamp_(min=1)
+    d.border = "black"
+    rows = torch.arange(16).repeat(8)
+    if stored:
+        inputs, _ = d.show_stored(buffer, rows, generator)
+    else:
+        inputs, _ = d.show_anew(buffer, rows, linear_student(7), 1, True, generator)
+    black = torch.isclose(inputs, d.to_inputs(torch.zeros(1, 3, 1, 1))).all(dim=1)
+    assert black.any(), "nothing was shifted"
+    assert not black[:, 1:-1, 1:-1].any()
+
+
 # -- the optimiser --------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ssdkd
+from ssdkd.buffer import render
 from ssdkd.config import read_yaml
 from ssdkd.inversion import (
     TERMS,
@@ -365,8 +366,10 @@ def test_the_base_generator_learns_from_round_to_round(teacher: nn.Module, forge
     assert end < 0.8 * sum(forgetful[-5:]) / 5
 
 
-def test_the_images_come_to_show_their_targets(teacher: nn.Module) -> None:
-    made_by = inverter(teacher, terms={"one_hot": 1.0}, generator_rate=1e-2, meta_rate=1e-2)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_images_come_to_show_their_targets(teacher: nn.Module, shift: int) -> None:
+    """Where the search looks at shifted images, the plain ones show them too."""
+    made_by = inverter(teacher, terms={"one_hot": 1.0}, generator_rate=1e-2, meta_rate=1e-2, shift=shift)
 
     def hits() -> float:
         images, _ = made_by.invert(TARGETS, None, 0.0)
@@ -395,6 +398,45 @@ def test_the_images_of_the_best_step_are_handed_over(teacher: nn.Module, monkeyp
     assert values["loss"].item() == pytest.approx(1.0)
     assert torch.equal(images, to_bytes(seen[1]))
     assert not any(torch.equal(images, to_bytes(other)) for other in (seen[0], seen[2], seen[3]))
+
+
+def looks(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[Scene], Tensor]:
+    """What a search of four steps sees in each of them, and the images that come of it."""
+    seen: list[Scene] = []
+
+    def watching(scene: Scene) -> Tensor:
+        seen.append(scene)
+        return scene.inputs.square().mean()
+
+    monkeypatch.setitem(TERMS, "watching", TERMS["l2"])
+    register_term("watching")(watching)
+    images, _ = inverter(teacher, steps=4, terms={"watching": 1.0}, **changes).invert(TARGETS, None, 0.0)
+    return seen, images
+
+
+def test_a_search_looks_at_each_image_moved_and_mirrored_by_chance_and_hands_over_the_plain_one(
+    teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, images = looks(teacher, monkeypatch, shift=1, flip=True, border="black")
+    every_view = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2), torch.arange(2))
+    drawn = []
+    for scene in seen:
+        plain = scene.images.detach().permute(0, 2, 3, 1)
+        for i, shown in enumerate(scene.inputs.detach()):
+            views = (render(plain, torch.full((18,), i), every_view, "black") - MEAN) / STD
+            drawn.append(int((views - shown).abs().amax(dim=(1, 2, 3)).argmin()))
+            assert torch.allclose(views[drawn[-1]], shown, atol=1e-5), "no view of this image"
+    assert set(drawn) == set(range(18)), "every image and every step has a view of its own"
+    assert drawn[:32] != drawn[32:64]
+    assert any(torch.equal(images, to_bytes(scene.images)) for scene in seen)
+
+
+def test_a_search_without_augmentation_looks_at_the_images_themselves(
+    teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, _ = looks(teacher, monkeypatch)
+    for scene in seen:
+        assert torch.allclose(scene.inputs, (scene.images - MEAN) / STD, atol=1e-6)
 
 
 def test_inversion_changes_neither_teacher_nor_student(teacher: nn.Module) -> None:

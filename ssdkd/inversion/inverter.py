@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssdkd.buffer import random_views, render
 from ssdkd.devices import laid_out
 from ssdkd.inversion.generators import standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
@@ -38,6 +39,9 @@ class InverterSettings:
     memory: float
     pixel_rate: float = 0.05
     terms: dict[str, float] = field(default_factory=dict)
+    shift: int = 0  # pixels by which each step moves the images that it looks at, at most
+    flip: bool = False  # whether it mirrors half of them
+    border: str = "mirrored"  # what a shift brings in
 
 
 class Search:
@@ -78,7 +82,7 @@ class Search:
 
     def _look(self, images: Tensor, targets: Tensor, student: nn.Module | None) -> Scene:
         with self.autocast:
-            inputs = laid_out((images - self.mean) / self.std, self.layout)
+            inputs = laid_out((self._augmented(images) - self.mean) / self.std, self.layout)
             teacher_logits = self.observer.observe(
                 inputs, statistics="statistics" in self._reads, features="features" in self._reads
             )
@@ -96,6 +100,15 @@ class Search:
             features=self.observer.features,
             memory=self.settings.memory,
         )
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Each image (B, c, H, W) under a random view of its own, as the settings allow."""
+        settings = self.settings
+        if not settings.shift and not settings.flip:
+            return images
+        views = random_views(len(images), 2, settings.shift, settings.flip, self.random)[:, 1]
+        rows = torch.arange(len(images), device=images.device)
+        return render(images.permute(0, 2, 3, 1), rows, views, settings.border)
 
     def _weigh(self, scene: Scene, adversarial: float) -> tuple[Tensor, dict[str, Tensor]]:
         total = scene.images.new_zeros(())
