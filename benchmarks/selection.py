@@ -523,6 +523,13 @@ def as_table(task: str, compared: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def colour_of(policy: str, policies: Sequence[str]) -> str:
+    """The same for the same policy, in whatever order the runs were made."""
+    free = [colour for colour in COLOURS if colour not in POLICY_COLOURS.values()]
+    others = sorted(set(policies) - set(POLICY_COLOURS))
+    return POLICY_COLOURS[policy] if policy in POLICY_COLOURS else free[others.index(policy) % len(free)]
+
+
 def charts(task: str, outcomes: Sequence[Outcome]) -> list[Chart]:
     """Accuracy over compute and over seconds: interquartile mean and its interval, for each policy."""
     policies = list(dict.fromkeys(o.policy for o in outcomes))
@@ -531,8 +538,8 @@ def charts(task: str, outcomes: Sequence[Outcome]) -> list[Chart]:
     found = []
     for label, key, grid, scale in axes:
         lines, bands, late = [], [], []
-        for place, policy in enumerate(policies):
-            colour = POLICY_COLOURS.get(policy, COLOURS[(place + 2) % len(COLOURS)])
+        for policy in policies:
+            colour = colour_of(policy, policies)
             curves = np.stack([np.interp(grid, getattr(o, key), o.accuracy) for o in outcomes if o.policy == policy])
             low, high = band(curves)
             x = (scale * grid).tolist()
