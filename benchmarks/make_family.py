@@ -53,8 +53,8 @@ TEACHERS: dict[str, Recipe] = {
     "weak": Recipe((32, 64, 96), seed=5, images=100),
     "plain_weak": Recipe((32, 64, 96), seed=6, batch_norm=False, images=150),
     "skewed": Recipe((32, 64, 96), seed=7, skew=0.65),
-    "large": Recipe((24, 48, 64), seed=11, size=16, epochs=20),
-    "large_plain": Recipe((24, 48, 64), seed=12, size=16, batch_norm=False, epochs=30),
+    "large": Recipe((12, 24, 32), seed=11, size=16, epochs=20),
+    "large_plain": Recipe((12, 24, 32), seed=12, size=16, batch_norm=False, epochs=30),
     # held out: for judging policies, not for training them
     "other": Recipe((40, 80, 112), seed=8, depth=2),
     "other_plain": Recipe((40, 80, 112), seed=9, batch_norm=False, images=400),
