@@ -34,7 +34,7 @@ from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.build import build_engine, image_spec
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.devices import choose_device
+from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.distiller import make_optimizer
 from ssdkd.engine import Engine
 from ssdkd.models import create_model
@@ -235,9 +235,9 @@ def fill(buffer: ReplayBuffer) -> None:
 def replay_ours(buffer: ReplayBuffer, batch: int, steps: int, random: torch.Generator) -> None:
     """A round of replay as the engine does it: P and all draws once, then a gather and an update each step."""
     log_phi = torch.zeros((), device=buffer.delta.device)  # where eta is 0, the engine computes none
-    probabilities = selection.replay_probabilities(selection.log_priority(buffer.delta, log_phi, 0.6, 0.0))
-    rows = selection.draw(probabilities, steps * batch, random)
-    weights = selection.importance_weights(probabilities, 0.4, rows)
+    pi = selection.priorities(selection.log_priority(buffer.delta, log_phi, 0.6, 0.0))
+    rows = selection.draw(pi, steps * batch, random)
+    weights = selection.importance_weights(pi, 0.4, rows)
     buffer.note_visits(rows)
     for row, weight in zip(rows.view(steps, batch), weights.view(steps, batch), strict=True):
         gather(buffer, row)
@@ -366,6 +366,8 @@ def main() -> int:
     given = parser.parse_args()
     device, processor = choose_device(given.device), given.clock == "processor"
     torch.set_num_threads(given.threads)
+    if device.type == "cpu":
+        keep_freed_memory()  # as every run does
     options = {"precision": given.precision, "compile": given.compile, "threads": given.threads}
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rounds = []

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
-from ssdkd.devices import choose_device
+from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.models import create_model, load_weights
@@ -30,6 +30,8 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     spec = image_spec(config)
     evaluation = _evaluation(config, spec)
     if teacher is None:

@@ -18,9 +18,10 @@ from ssdkd.devices import laid_out
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """KL(T || S) of the softened outputs, times temperature squared: (B, C), (B, C) -> (B,)."""
-    target = F.log_softmax(teacher_logits / temperature, dim=1)
-    learned = F.log_softmax(student_logits / temperature, dim=1)
-    return (target.exp() * (target - learned)).sum(dim=1) * temperature**2
+    # classes first: a CPU then works on many images at once, where a row of ten classes would be too short
+    target = F.log_softmax(teacher_logits.t() / temperature, dim=0)
+    learned = F.log_softmax(student_logits.t() / temperature, dim=0)
+    return (target.exp() * (target - learned)).sum(dim=0) * temperature**2
 
 
 def make_optimizer(
@@ -79,7 +80,9 @@ class Distiller:
 
     def to_inputs(self, images: Tensor) -> Tensor:
         """Normalise what `render` shows: (B, c, H, W) uint8 -> float."""
-        return laid_out(torch.addcmul(self.shift, images.float(), self.scale), self.layout)
+        # as large as an image, not one number a channel: a CPU then works on many pixels at once
+        scale, shift = (laid_out(of.expand_as(images[:1]), torch.channels_last) for of in (self.scale, self.shift))
+        return laid_out(torch.addcmul(shift, images.float(), scale), self.layout)
 
     def show_stored(self, buffer: ReplayBuffer, batch: Tensor, random: torch.Generator) -> Shown:
         """One of the stored views of each row of `batch` (B,), with the teacher's stored answer to it."""

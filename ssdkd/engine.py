@@ -18,7 +18,7 @@ from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import autocast_for, compiles, layout_for
+from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
@@ -39,6 +39,8 @@ from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
+JUDGED = 128  # candidates that the student looks at in a round, for three quantiles
+MEASURED = 4096  # values of which quantiles are taken
 SMALLEST_FOR_PYRAMID = 16  # pixels; below, there are too few scales to gain from
 TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
 TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
@@ -173,6 +175,7 @@ class Engine:
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
             self.distiller.forward = torch.compile(self.learner)
+        self.looked_at_once = looked_at_once(device, spec.height * spec.width)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
         self.round = 0
@@ -346,9 +349,9 @@ class Engine:
         if self.config.minutes is None:  # the last round spends what is left, so that no effort overdraws the budget
             left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
             steps = max(1, min(steps, round(left)))
-        probabilities = self.replay_probabilities(coefficients)
-        rows = selection.draw(probabilities, steps * learning.batch, self.random["replay"])
-        weights = selection.importance_weights(probabilities, coefficients.beta, rows)
+        pi = self._priorities(coefficients)
+        rows = selection.draw(pi, steps * learning.batch, self.random["replay"])
+        weights = selection.importance_weights(pi, coefficients.beta, rows)
         buffer.note_visits(rows)
         replayed = self.distiller.replay(
             buffer,
@@ -357,13 +360,17 @@ class Engine:
             learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
             self._show(),
         )
-        self._probabilities, self._steps = probabilities, steps
+        self._replayed_by, self._steps = pi, steps
         self.spent += self.round_cost(steps) - self.round_cost(0)
         self._take_time("replay", start)
         return replayed
 
     def replay_probabilities(self, coefficients: Coefficients) -> Tensor:
         """P over the buffer's samples under these coefficients: (N,)."""
+        return selection.replay_probabilities(self._priorities(coefficients))
+
+    def _priorities(self, coefficients: Coefficients) -> Tensor:
+        """pi of the buffer's samples, the highest 1: (N,)."""
         held, log_phi = self.buffer.filled(), torch.zeros((), device=self.device)
         if coefficients.eta != 0:
             counts = selection.class_counts(held.classes, self.spec.num_classes)
@@ -371,9 +378,7 @@ class Engine:
                 held.classes, held.confidence, counts, coefficients.w_div, coefficients.gamma
             )
         delta = self.buffer.delta[: self.buffer.size]
-        return selection.replay_probabilities(
-            selection.log_priority(delta, log_phi, coefficients.alpha, coefficients.eta)
-        )
+        return selection.priorities(selection.log_priority(delta, log_phi, coefficients.alpha, coefficients.eta))
 
     def measure(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> Statistics:
         """Everything worth knowing after a round, by name; the round's one transfer from the device."""
@@ -461,7 +466,7 @@ class Engine:
 
     _asked_for: Tensor | None = None  # the newest target classes
     _term_values: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
-    _probabilities: Tensor | None = None
+    _replayed_by: Tensor | None = None  # pi of the newest replay
     _steps: int = 0
 
     def _targets(self, counts: Tensor, w_div: float) -> Tensor:
@@ -515,22 +520,25 @@ class Engine:
 
     def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 256) -> Tensor:
         border = self.config.buffer.border
+        return torch.cat(
+            [
+                self._answers(self.teacher, self.distiller.to_inputs(render(images, r, v, border)))
+                for r, v in zip(rows.split(batch), views.split(batch), strict=True)
+            ]
+        )
+
+    def _answers(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """What a network says, in batches of the size that is looked at fastest: (B, c, H, W) -> (B, C)."""
         with self.autocast:
-            return torch.cat(
-                [
-                    self.teacher(self.distiller.to_inputs(render(images, r, v, border))).float()
-                    for r, v in zip(rows.split(batch), views.split(batch), strict=True)
-                ]
-            )
+            return torch.cat([network(part).float() for part in inputs.split(self.looked_at_once)])
 
     @torch.no_grad()
     def _judged(self, samples: Samples) -> Candidates:
-        """Add what the student has to learn from fresh samples."""
+        """Add what the student has to learn from fresh samples; some of them stand for all."""
         self.learner.eval()
-        inputs = self.distiller.to_inputs(samples.images.permute(0, 3, 1, 2))
-        with self.autocast:
-            logits = self.learner(inputs).float()
-        return Candidates(samples, divergence(samples.logits[:, 0], logits, self.config.distillation.temperature))
+        inputs = self.distiller.to_inputs(evenly(samples.images, JUDGED).permute(0, 3, 1, 2))
+        said, learned = evenly(samples.logits[:, 0], JUDGED), self._answers(self.learner, inputs)
+        return Candidates(samples, divergence(said, learned, self.config.distillation.temperature))
 
     def _show(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         buffer, random = self.buffer, self.random["replay"]
@@ -545,8 +553,7 @@ class Engine:
         share = selection.class_counts(held.classes, self.spec.num_classes) / max(n, 1)
         entropy = -(share * torch.log(share.clamp(min=1e-12))).sum() / math.log(self.spec.num_classes)
         self.student.eval()
-        with self.autocast:
-            answers = self.student(self.probe).float()
+        answers = self._answers(self.student, self.probe)
         probe_kl = divergence(self.probe_logits, answers, 1.0).mean()
         agreement = (answers.argmax(dim=1) == self.probe_logits.argmax(dim=1)).float().mean()
         facts = {
@@ -561,17 +568,16 @@ class Engine:
             "replay_ess": torch.ones((), device=self.device),
             "replay_top_decile": torch.full((), 0.1, device=self.device),
         }
-        if self._probabilities is not None:
-            p = self._probabilities
-            facts["replay_ess"] = 1.0 / (p.square().sum() * len(p))
-            facts["replay_top_decile"] = torch.topk(p, max(1, len(p) // 10)).values.sum()
+        if self._replayed_by is not None:
+            facts["replay_ess"] = selection.effective_share(self._replayed_by)
+            facts["replay_top_decile"] = selection.top_decile_share(evenly(self._replayed_by, MEASURED))
         new, usable = candidates.samples, candidates.samples.usable()
         inverted = slice(0, max(self.config.inversion.images - self.textures, 1))
         classes_made = torch.zeros_like(share).scatter_add_(0, new.classes[inverted], usable[inverted].float())
         facts |= {
             "candidates_broken": len(new) - usable.sum(),
             "candidate_classes": (classes_made > 0).sum(),
-            "candidate_pixel_spread": new.images[inverted].float().std(dim=0, correction=0).mean(),
+            "candidate_pixel_spread": spread(new.images[inverted]),
             "target_share_max": self._largest_target_share(),
             "student_finite": all_finite(self._parts()["student"]),
             "generator_finite": all_finite(self._parts()["generator"]),
@@ -582,7 +588,7 @@ class Engine:
             "age": (self.round - self.buffer.entered[:n]).float(),
             "visits": self.buffer.visits[:n].float(),
             "candidate_confidence": torch.where(usable, new.confidence, 0.0),
-            "candidate_delta": torch.where(usable, candidates.delta, 0.0),
+            "candidate_delta": torch.where(evenly(usable, JUDGED), candidates.delta, 0.0),
         }.items():
             for quantile, value in zip(QUANTILES, quantiles(values), strict=True):
                 facts[f"{name}_q{round(100 * quantile)}"] = value
@@ -653,10 +659,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Fresh samples and what the student still has to learn from each (M,)."""
+    """Fresh samples (M of them) and what the student still has to learn from an even part of them."""
 
     samples: Samples
-    delta: Tensor
+    delta: Tensor  # (at most JUDGED,)
 
 
 @dataclass(frozen=True)
@@ -667,12 +673,22 @@ class Kept:
 
 
 def quantiles(values: Tensor) -> Tensor:
-    """The 10, 50 and 90 % quantiles (3,) of (N,); of an even sample of it where it is large."""
+    """The 10, 50 and 90 % quantiles (3,) of (N,); of an even part of it where it is large."""
     if len(values) == 0:
         return torch.zeros(len(QUANTILES), device=values.device)
-    stride = max(1, len(values) // 4096)
     levels = torch.tensor(QUANTILES, device=values.device)
-    return torch.quantile(values[::stride].float(), levels)
+    return torch.quantile(evenly(values, MEASURED).float(), levels)
+
+
+def evenly(values: Tensor, most: int) -> Tensor:
+    """At most so many of the rows of `values`, evenly spaced: (N, ...) -> (n, ...)."""
+    return values[:: max(1, -(-len(values) // most))]
+
+
+def spread(images: Tensor) -> Tensor:
+    """Standard deviation of a pixel over the images, averaged over pixels: (N, H, W, c) uint8 -> scalar."""
+    pixels = images.float()
+    return (pixels - pixels.mean(dim=0)).square_().mean(dim=0).sqrt_().mean()
 
 
 def _copied(student: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from ssdkd.buffer import Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping, read_yaml
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
-from ssdkd.engine import Candidates, Engine, Statistics
+from ssdkd.engine import JUDGED, Candidates, Engine, Statistics, evenly, spread
 from ssdkd.errors import ConfigError
 from ssdkd.models import create_model, load_weights
 
@@ -454,6 +454,41 @@ def test_alpha_replays_more_of_what_the_student_has_not_learned() -> None:
     assert neutral.tolist() == pytest.approx([1 / n] * n)
     assert (steered[1:] > steered[:-1]).all()
     assert steered[-1] > 50 * steered[0]
+
+
+# -- looking --------------------------------------------------------------------------------------------
+
+
+def test_a_look_in_parts_says_the_same_as_one_at_all() -> None:
+    engine = tiny_engine()
+    spec = engine.spec
+    inputs = torch.randn(engine.looked_at_once * 2 + 3, spec.channels, spec.height, spec.width)
+    torch.testing.assert_close(engine._answers(engine.teacher, inputs), engine.teacher(inputs))
+
+
+def test_an_even_part_reaches_from_the_first_to_the_last() -> None:
+    values = torch.arange(1001)
+    part = evenly(values, 100)
+    assert 50 < len(part) <= 100
+    assert (part.diff() == part[1] - part[0]).all()
+    assert part[0] == 0
+    assert part[-1] > 980
+    assert torch.equal(evenly(values, 1001), values)
+    assert len(evenly(values[:0], 10)) == 0
+
+
+def test_the_student_looks_at_an_even_part_of_many_candidates() -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(), rounds=1)
+    few = engine.buffer.filled()[:5]
+    many = few[torch.arange(5).repeat_interleave(JUDGED)]
+    every_fifth = engine._judged(many).delta
+    torch.testing.assert_close(every_fifth, engine._judged(few).delta.repeat_interleave(JUDGED)[::5])
+
+
+def test_the_spread_of_pixels_is_their_standard_deviation() -> None:
+    images = torch.randint(0, 256, (40, 6, 5, 3), dtype=torch.uint8)
+    assert spread(images).item() == pytest.approx(images.float().std(dim=0, correction=0).mean().item(), rel=1e-5)
 
 
 # -- odd but normal cases -------------------------------------------------------------------------------

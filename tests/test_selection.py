@@ -20,6 +20,11 @@ def skewed(n: int, seed: int) -> torch.Tensor:
     return torch.softmax(torch.randn(n, generator=random_from(seed)).double() * 1.5, dim=0)
 
 
+def replayed(log_pi: torch.Tensor) -> torch.Tensor:
+    """P of what has these log priorities: (N,)."""
+    return selection.replay_probabilities(selection.priorities(log_pi))
+
+
 # -- drawing --------------------------------------------------------------------------------------------
 
 
@@ -71,10 +76,41 @@ def test_shares_smaller_than_single_precision_survive() -> None:
     """Of a million equal samples behind one heavy one, the last must be as likely as the first."""
     log_pi = torch.zeros(1_000_000)
     log_pi[0] = math.log(1e6)
-    drawn = selection.draw(selection.replay_probabilities(log_pi), 100_000, random_from(0))
+    drawn = selection.draw(selection.priorities(log_pi), 100_000, random_from(0))
     behind = drawn[drawn > 0].float() / 1e6
     assert behind.mean().item() == pytest.approx(0.5, abs=0.01)
     assert len(behind) == pytest.approx(50_000, abs=2)
+
+
+@pytest.mark.parametrize("n", [64_000, 63_999, 64_001])
+def test_a_large_buffer_is_drawn_from_by_blocks_as_if_one_by_one(n: int) -> None:
+    how_many, pi = 1000, torch.rand(n, generator=random_from(0)) ** 2
+    pi[100:300] = 0.0
+    assert n >= selection.BLOCK * how_many, "no blocks would be used"
+    p = selection.replay_probabilities(pi)
+    counted = torch.zeros(n, dtype=torch.int64)
+    for seed in range(40):
+        drawn = torch.bincount(selection.draw(pi, how_many, random_from(seed)), minlength=n)
+        assert ((drawn - how_many * p).abs() <= 1.0 + 1e-6).all()
+        counted += drawn
+    assert counted[pi == 0].sum() == 0
+    parts = torch.arange(n) * 20 // n
+    of_parts = torch.zeros(20, dtype=torch.float64).scatter_add_(0, parts, 40_000 * p)
+    seen = torch.zeros(20, dtype=torch.int64).scatter_add_(0, parts, counted)
+    assert (seen - of_parts).abs().max() <= 2 * 40, "each part's share is kept at every draw, to within two"
+    order = torch.zeros(n, dtype=torch.int64)  # inside blocks: the heavier a sample, the oftener it comes
+    order[pi.argsort()] = torch.arange(n) * 5 // n
+    by_weight = torch.zeros(5, dtype=torch.int64).scatter_add_(0, order, counted)
+    expected = torch.zeros(5, dtype=torch.float64).scatter_add_(0, order, 40_000 * p)
+    assert (by_weight - expected).abs().max() < 4 * expected.sqrt().max()
+
+
+def test_a_heavy_sample_among_a_million_takes_its_share_alone() -> None:
+    pi = torch.full((1_000_003,), 1e-6)
+    pi[-1] = 1.0
+    drawn = selection.draw(pi, 1000, random_from(0))
+    assert (drawn == 1_000_002).sum().item() == pytest.approx(500, abs=1)
+    assert drawn[drawn < 1_000_002].float().mean().item() == pytest.approx(5e5, rel=0.01)
 
 
 # -- importance weights ---------------------------------------------------------------------------------
@@ -106,6 +142,20 @@ def test_weights_lie_above_zero_and_reach_one(n: int, beta: float, seed: int) ->
     assert w.max().item() == pytest.approx(1.0)
 
 
+def test_neither_drawing_nor_weighing_asks_that_the_priorities_sum_to_one() -> None:
+    p = skewed(40, 3)
+    assert torch.equal(selection.draw(8.0 * p, 100, random_from(0)), selection.draw(p, 100, random_from(0)))
+    torch.testing.assert_close(selection.importance_weights(8.0 * p, 0.7), selection.importance_weights(p, 0.7))
+
+
+def test_how_unequal_the_draws_are_is_told_in_shares() -> None:
+    even, one = torch.full((50,), 3.0), torch.tensor([5.0] + [0.0] * 19)
+    assert selection.effective_share(even).item() == pytest.approx(1.0)
+    assert selection.effective_share(one).item() == pytest.approx(1 / 20)
+    assert selection.top_decile_share(even).item() == pytest.approx(0.1)
+    assert selection.top_decile_share(torch.cat([one, one])).item() == pytest.approx(1.0)
+
+
 def test_weights_fall_with_probability_and_beta_says_how_much() -> None:
     p = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
     assert selection.importance_weights(p, 0.0).tolist() == [1.0, 1.0, 1.0]
@@ -123,7 +173,7 @@ def test_neutral_coefficients_keep_and_replay_uniformly() -> None:
     confidence = torch.tensor([0.1, 1.0, 0.5, 0.99, 0.3, 0.0])
     delta = torch.tensor([0.0, 1e-9, 3.0, 100.0, 0.2, 0.7])
     log_phi = selection.log_modulation(classes, confidence, selection.class_counts(classes, 4), 0.0, 0.0)
-    p = selection.replay_probabilities(selection.log_priority(delta, log_phi, alpha=0.0, eta=0.0))
+    p = replayed(selection.log_priority(delta, log_phi, alpha=0.0, eta=0.0))
     assert torch.exp(log_phi).tolist() == pytest.approx([1.0] * 6)
     assert p.tolist() == pytest.approx([1 / 6] * 6)
     assert selection.importance_weights(p, beta=1.0).tolist() == pytest.approx([1.0] * 6)
@@ -159,8 +209,8 @@ def test_w_div_prefers_rare_classes_whatever_the_confidence() -> None:
 
 def test_replay_follows_disagreement_with_alpha_and_phi_with_eta() -> None:
     delta, log_phi = torch.tensor([1.0, 4.0]), torch.tensor([0.0, math.log(3.0)])
-    by_delta = selection.replay_probabilities(selection.log_priority(delta, log_phi, 0.5, 0.0))
-    by_both = selection.replay_probabilities(selection.log_priority(delta, log_phi, 0.5, 1.0))
+    by_delta = replayed(selection.log_priority(delta, log_phi, 0.5, 0.0))
+    by_both = replayed(selection.log_priority(delta, log_phi, 0.5, 1.0))
     assert (by_delta[1] / by_delta[0]).item() == pytest.approx(2.0, abs=1e-4)
     assert (by_both[1] / by_both[0]).item() == pytest.approx(6.0, abs=1e-4)
 
@@ -170,7 +220,7 @@ def test_the_edges_of_confidence_and_disagreement_stay_finite() -> None:
     counts = torch.tensor([0.0, 2.0, 0.0])
     log_phi = selection.log_modulation(classes, confidence, counts, 2.0, 4.0)
     log_pi = selection.log_priority(torch.tensor([0.0, -1e-7, 1e6]), log_phi, 1.5, 1.0)
-    p = selection.replay_probabilities(log_pi)
+    p = replayed(log_pi)
     assert torch.isfinite(log_phi).all()
     assert torch.isfinite(p).all()
     assert p.sum().item() == pytest.approx(1.0)

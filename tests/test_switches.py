@@ -1,6 +1,9 @@
 """Promises of the switches that change speed alone: layout and compile teach the same student, to rounding."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,46 @@ def test_the_layout_changes_how_maps_lie_and_not_what_is_learned() -> None:
 @pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler")
 def test_a_compiled_step_teaches_the_same() -> None:
     assert_alike(taught(1)[0], taught(1, compile="on")[0])
+
+
+FAULTS = """
+import resource, sys
+import torch
+from ssdkd.devices import keep_freed_memory
+if "kept" in sys.argv and not keep_freed_memory():
+    sys.exit(3)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        maps = [torch.ones(1_000_000) for _ in range(4)]  # 4 MB each
+        del maps
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def test_memory_that_a_step_frees_serves_the_next_one() -> None:
+    """Page by page from the system, it would cost more than the step itself."""
+    pytest.importorskip("resource")
+    unlucky = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # as by chance of the addresses, but always
+
+    def faults(*words: str) -> int:
+        command = [sys.executable, "-c", FAULTS, *words]
+        done = subprocess.run(command, env=unlucky, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode == 3:
+            pytest.skip("this C library cannot be told")
+        return int(done.stdout)
+
+    kept, given_back = faults("kept"), faults()
+    if given_back < 1_000:
+        pytest.skip("this C library keeps what is freed anyway")
+    assert kept < given_back / 10
+
+
+def test_a_look_takes_fewer_images_the_larger_they_are() -> None:
+    sizes = [devices.looked_at_once(torch.device("cpu"), side**2) for side in (8, 28, 32, 64, 224, 1000)]
+    assert sizes == [256, 128, 128, 32, 16, 16]
 
 
 def test_compiling_is_automatic_only_where_a_long_run_on_a_gpu_earns_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
