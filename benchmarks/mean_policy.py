@@ -1,0 +1,98 @@
+"""The mean of policies that several searches found: what they agree on stays, what chance gave each of them goes.
+
+    python -m agents.train --config train-digits --seed 0 --teachers-root teachers/digits       # and seeds 1, 2
+    python -m benchmarks.mean_policy runs/policy-A runs/policy-B runs/policy-C --out policy.safetensors
+
+All must be linear (`net_arch: []`) in the same entries and coefficients. Prints what the mean does: each coefficient at
+the start and at the end of a run, all else as on average in training, and what its place in its range (-1 to 1) gains
+with each entry. Works as well for what `train-ssdkd`, `train-constants` and `train-schedule` find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agents.policies import Description, LearnedPolicy, _network, load_policy
+from agents.train import POLICY
+from ssdkd.coefficients import RANGES
+from ssdkd.errors import ConfigError, SsdkdError
+
+
+def linear(policy: LearnedPolicy) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (coefficients, entries) and biases (coefficients,) on raw observations."""
+    head = policy.network.action_net
+    weights, biases = (p.detach().double().numpy() for p in (head.weight, head.bias))  # type: ignore[operator,union-attr]
+    raw = weights / np.sqrt(policy.var + 1e-8)
+    return raw, biases - raw @ policy.mean
+
+
+def mean_of(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
+    """A linear policy whose weights and biases on raw observations are the mean of theirs."""
+    first = policies[0].description
+    for each in (p.description for p in policies):
+        if each.net_arch or (each.observations, each.actions) != (first.observations, first.actions):
+            raise ConfigError("the policies must be linear, and read and set the same entries and coefficients.")
+    found = [linear(policy) for policy in policies]
+    weights, biases = (np.mean([parts[place] for parts in found], axis=0) for place in (0, 1))
+    mean, var = (np.mean([getattr(p, name) for p in policies], axis=0) for name in ("mean", "var"))
+    described = Description(
+        algorithm=first.algorithm,
+        net_arch=[],
+        activation=first.activation,
+        observations=first.observations,
+        actions=first.actions,
+        reward=first.reward,
+        reward_scale=first.reward_scale,
+        arguments=first.arguments,
+        training={"mean_of": [p.description.training for p in policies]},
+    )
+    network = _network(described, len(described.actions))
+    with torch.no_grad():
+        head = network.action_net
+        head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]
+        head.bias.copy_(torch.from_numpy(biases + weights @ mean))  # type: ignore[union-attr,operator]
+        network.log_std.copy_(policies[0].network.log_std)  # type: ignore[operator,arg-type]
+    return LearnedPolicy(network, described, mean, var)
+
+
+def told(policy: LearnedPolicy) -> str:
+    """The policy in words: a row for each coefficient."""
+    weights, biases = linear(policy)
+    names = policy.description.observations
+    ranges = {r.name: r for r in RANGES}
+    heads = ["coefficient", "at the start", "at the end", *(f"per {name}" for name in names)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, slopes, bias in zip(policy.description.actions, weights, biases, strict=True):
+        ends = []
+        for progress in (0.0, 1.0):
+            seen = np.where(np.array(names) == "progress", progress, policy.mean)
+            ends.append(f"{ranges[name].from_unit(float(slopes @ seen + bias)):.3g}")
+        lines.append("| " + " | ".join([name, *ends, *(f"{slope:+.2f}" for slope in slopes)]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The mean of linear policies.")
+    parser.add_argument("trainings", nargs="+", help="folders of agents.train, or policies' files")
+    parser.add_argument("--out", help=".safetensors; without, it is only told")
+    given = parser.parse_args()
+    try:
+        paths = [Path(name) / POLICY if Path(name).is_dir() else Path(name) for name in given.trainings]
+        policy = mean_of([load_policy(path) for path in paths])
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.out:
+        policy.save(given.out)
+    print(told(policy))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Promises of the mean of policies: it acts half-way between them, whatever scales each of them learned with."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.policies import DEFAULT, LearnedPolicy, load_policy
+from benchmarks.mean_policy import linear, main, mean_of
+from ssdkd.errors import ConfigError
+
+
+def another(policy: LearnedPolicy) -> LearnedPolicy:
+    """The same entries and coefficients, other weights and other scales."""
+    other = copy.deepcopy(policy)
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weights in (other.network.action_net.weight, other.network.action_net.bias):
+            weights += 0.3 * torch.randn(weights.shape, generator=random)
+    other.mean, other.var = policy.mean + 0.2, policy.var * 3.0
+    return other
+
+
+def test_the_mean_of_one_policy_is_that_policy() -> None:
+    one = load_policy(DEFAULT)
+    for mine, its in zip(linear(mean_of([one])), linear(one), strict=True):
+        assert np.allclose(mine, its, atol=1e-5)
+
+
+def test_the_mean_acts_half_way_between_two_policies_on_any_observation() -> None:
+    one = load_policy(DEFAULT)
+    other = another(one)
+    seen = np.random.default_rng(0).random(len(one.mean))
+    acted = [weights @ seen + biases for weights, biases in map(linear, (one, other, mean_of([one, other])))]
+    assert not np.allclose(acted[0], acted[1], atol=0.05)
+    assert np.allclose(acted[2], (acted[0] + acted[1]) / 2, atol=1e-5)
+
+
+def test_policies_that_see_different_things_have_no_mean() -> None:
+    one = load_policy(DEFAULT)
+    other = copy.deepcopy(one)
+    other.description.observations[-1] = "probe_kl"
+    with pytest.raises(ConfigError, match="same entries"):
+        mean_of([one, other])
+
+
+def test_the_mean_is_saved_as_a_policy_that_runs_can_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mean.safetensors"
+    monkeypatch.setattr(sys, "argv", ["mean_policy", str(DEFAULT), str(DEFAULT), "--out", str(out)])
+    assert main() == 0
+    assert "| effort |" in capsys.readouterr().out
+    assert load_policy(out).description.actions == load_policy(DEFAULT).description.actions
+
+
+def test_a_file_that_is_not_there_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mean_policy", "nobody.safetensors"])
+    assert main() == 2
+    assert "error:" in capsys.readouterr().err
