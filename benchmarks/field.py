@@ -78,7 +78,7 @@ def _cifar10(teacher: str, student: str) -> Settings:
 
 
 def _cifar10_cpu(student: str) -> Size:
-    methods = {**ours("cifar10", rounds=8), "fastdfkd": fastdfkd(5, 52, 8), "dafl": ("dafl", {})}
+    methods = {**ours("cifar10"), "fastdfkd": fastdfkd(5, 52, 8), "dafl": ("dafl", {})}
     training = ("--model", "wrn16_2", "--dataset", "cifar10", "--epochs", "20", "--shift", "4")
     return Size(_cifar10("wrn16_2", student), methods, "fastdfkd", teacher_training=training)
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ssdkd.checkpoint import load, load_newest, save
+from ssdkd.checkpoint import VERSION, load, load_newest, save
 from ssdkd.errors import CheckpointError
 from ssdkd.files import atomic_write_bytes, atomic_write_text, read_safetensors, write_safetensors
 
@@ -278,7 +278,7 @@ def test_a_bit_flipped_anywhere_is_noticed(tmp_path: Path) -> None:
 def forged(header: Any, data: bytes = b"", length: int | None = None, seal: bool = True, tree: Any = None) -> bytes:
     """A file with any header, and with the right SHA-256 if `seal`."""
     if seal:
-        texts = {"ssdkd.checkpoint": "1", "ssdkd.tree": tree if isinstance(tree, str) else json.dumps(tree)}
+        texts = {"ssdkd.checkpoint": VERSION, "ssdkd.tree": tree if isinstance(tree, str) else json.dumps(tree)}
         header = {"__metadata__": {**texts, "ssdkd.sha256": "0" * 64}, **header}
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     start = struct.pack("<Q", len(text) if length is None else length) + text
@@ -318,7 +318,7 @@ LIES = {
     "type that is a list": forged({"0": entry([1], 0, 4, ["F32"])}, bytes(4)),
     "truth values of 2": forged({"0": entry([1], 0, 1, "BOOL")}, b"\x02", tree={"tensor": "0"}),
     "extra field": forged({"0": {**entry([1], 0, 4), "x": 1}}, bytes(4)),
-    "no seal": forged({"__metadata__": {"ssdkd.checkpoint": "1", "ssdkd.tree": "1"}}, seal=False),
+    "no seal": forged({"__metadata__": {"ssdkd.checkpoint": VERSION, "ssdkd.tree": "1"}}, seal=False),
     "metadata of a list": forged({"__metadata__": []}, seal=False),
     "metadata of numbers": forged({"__metadata__": {"a": 1}}, seal=False),
     "header of a list": forged([], seal=False),
@@ -369,7 +369,7 @@ def test_a_file_that_lies_is_refused_without_taking_memory(name: str, tmp_path: 
 
 
 def test_a_file_of_a_later_format_says_so(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "f", {}, {"ssdkd.checkpoint": "2", "ssdkd.tree": "1"}, seal=True)
+    write_safetensors(tmp_path / "f", {}, {"ssdkd.checkpoint": str(int(VERSION) + 1), "ssdkd.tree": "1"}, seal=True)
     assert "use the ssdkd that wrote it" in load_error(tmp_path / "f")
 
 
