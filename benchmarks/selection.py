@@ -78,7 +78,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "distillation": {"batch": 32, "steps": 10},
         "probe": {"images": 256},
     },
-    "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 2}},
+    "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 1}},
 }
 # What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
 FEEDBACK = ("buffer_fill", "class_entropy", "probe_agreement", "replay_agreement")
