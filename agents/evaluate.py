@@ -169,13 +169,31 @@ def summary(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     return table
 
 
+def difference(episodes: Sequence[Episode], name: str, other: str, measure: str) -> tuple[float, float] | None:
+    """By how much policy `name` is above `other` where both played the same: mean and its standard error.
+
+    None where they did not, or fewer than two times, or where the measure is not known.
+    """
+    theirs = {(e.task, e.seed): getattr(e, measure) for e in episodes if e.policy == other}
+    pairs = [(getattr(e, measure), theirs.get((e.task, e.seed))) for e in episodes if e.policy == name]
+    gaps = np.array([mine - yours for mine, yours in pairs if mine is not None and yours is not None])
+    if len(gaps) < 2:
+        return None
+    return float(gaps.mean()), float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+
+
 def show(episodes: Sequence[Episode]) -> None:
-    """Print the summary, over all tasks and for each."""
+    """Print the summary, over all tasks and for each, and what each policy is worth beside the first."""
     for task in ["all tasks", *dict.fromkeys(e.task for e in episodes)]:
         own = [e for e in episodes if task in ("all tasks", e.task)]
         print(f"\n{task} ({len({(e.task, e.seed) for e in own})} episodes each, interquartile means)")
         for name, values in summary(own).items():
             print(f"  {name:32.32s} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
+    first, *others = dict.fromkeys(e.policy for e in episodes)
+    print(f"\nabove {first}, on the same task from the same seed (mean, standard error)")
+    for name in others:
+        gaps = {m: difference(episodes, name, first, m) for m in MEASURES}
+        print(f"  {name:32.32s} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items() if g))
 
 
 def run(argv: Sequence[str] | None = None) -> list[Episode]:

@@ -110,7 +110,7 @@ class Floor:
             self.student, learning.optimizer, 1e-3, learning.momentum, learning.weight_decay, learning.nesterov
         )
         self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=layout)
-        made = inversion.images - engine.textures
+        made = engine.recipe().inverted
         self.targets = torch.randint(0, engine.spec.num_classes, (made,), device=device)
         self.generator = copy.deepcopy(getattr(engine.inverter, "base", None))
         if self.generator is not None:

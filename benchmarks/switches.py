@@ -38,9 +38,9 @@ SWITCHES: dict[str, dict[str, str]] = {
 
 def steps_of(engine: Engine, student_steps: int) -> dict[str, Any]:
     """The two pieces of work, as functions that do so many steps of each."""
-    learning, inversion = engine.config.distillation, engine.config.inversion
+    learning = engine.config.distillation
     some = Coefficients(alpha=0.6, beta=0.4, effort=student_steps / learning.steps)
-    targets = torch.arange(inversion.images - engine.textures, device=engine.device) % engine.spec.num_classes
+    targets = torch.arange(engine.recipe().inverted, device=engine.device) % engine.spec.num_classes
 
     def invert() -> None:
         engine.student.eval()

@@ -35,7 +35,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (8,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    `Box(-1, 1, (9,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
     marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
 
     | name | range | neutral | steers |
@@ -48,9 +48,10 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | eta | 0 .. 1 | 0 | how much the modulating function also steers replay |
     | adversarial | 0 .. 2 | 1 | how hard inversion looks for the student's errors |
     | effort | 0.25 .. 4* | 1 | student steps per round, against making samples |
+    | textures | 0.1 .. 10* | 1 | odds of random textures against inverted images |
 
     ## Observation Space
-    `Box(low, high, (45,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    `Box(low, high, (46,), float32)`: named, normalised numbers, whose number does not depend on classes, image
     size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
 
     | name | bounds | meaning |
@@ -99,6 +100,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | last_eta | -1 .. 1 | the last action's eta |
     | last_adversarial | -1 .. 1 | the last action's adversarial |
     | last_effort | -1 .. 1 | the last action's effort |
+    | last_textures | -1 .. 1 | the last action's textures |
     | last_gain | -1 .. 1 | fall of log KL on the probe in the last round, per unit of budget: the reward `probe` |
 
     ## Rewards

@@ -67,6 +67,7 @@ class Coefficients:
     eta: float = _coefficient(0.00, 1.0, 0.0, 0.19, "how much the modulating function also steers replay")
     adversarial: float = _coefficient(0.0, 2.0, 1.0, 1.0, "how hard inversion looks for the student's errors")
     effort: float = _coefficient(0.25, 4.0, 1.0, 1.0, "student steps per round, against making samples", True)
+    textures: float = _coefficient(0.1, 10.0, 1.0, 1.0, "odds of random textures against inverted images", True)
 
     @classmethod
     def from_unit(cls, action: Sequence[float]) -> Coefficients:

@@ -149,6 +149,7 @@ class DistillationConfig:
 @dataclass
 class ProbeConfig:
     images: int = option(256, "synthetic images that are measured on and never trained on", low=1)
+    patience: int = option(4, "times as many steps as for a candidate that the search for one of them takes", low=1)
 
 
 @dataclass

@@ -67,6 +67,19 @@ class Costs:
         return cls(teacher / unit, student / unit, alone + 2.0 * student / unit, alone)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How many images of a round are inverted, left as random textures, and blended of others."""
+
+    inverted: int
+    textures: int
+    blends: int
+
+    @property
+    def images(self) -> int:
+        return self.inverted + self.textures + self.blends
+
+
 class Engine:
     """Teacher, student, generator and buffer, and the four things that a round does with them."""
 
@@ -152,8 +165,8 @@ class Engine:
         share = inversion.textures
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
-        self.textures = round(share * inversion.images)
-        self.blends = round(inversion.blends * inversion.images)
+        self.texture_share = share
+        self._recipe = self.recipe()  # the newest round's
         self.stored_views = max(config.buffer.views, 1)
         self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
         learning = config.distillation
@@ -203,11 +216,21 @@ class Engine:
 
     # -- the budget -----------------------------------------------------------------------------------------
 
-    def round_cost(self, student_steps: int) -> float:
-        """Budget units of one round with so many student steps."""
-        made = self.config.inversion.images
-        invert = (made - self.textures) * self.inversion_steps * self.costs.inversion
-        label = (made + self.blends) * (self.stored_views * self.costs.teacher + self.costs.student)
+    def recipe(self, textures: float = 1.0, images: int | None = None) -> Recipe:
+        """What to make, its blends beside `images` (a round's); `textures` multiplies their odds.
+
+        share .25, odds 1 : 3   ->   times 3, odds 3 : 3, share .5
+        """
+        images = images or self.config.inversion.images
+        share = textures * self.texture_share / (1.0 + (textures - 1.0) * self.texture_share)
+        left_as_textures = round(share * images)
+        return Recipe(images - left_as_textures, left_as_textures, round(self.config.inversion.blends * images))
+
+    def round_cost(self, student_steps: int, recipe: Recipe | None = None) -> float:
+        """Budget units of one round with so many student steps; without a recipe, of the neutral one."""
+        made = recipe or self.recipe()
+        invert = made.inverted * self.inversion_steps * self.costs.inversion
+        label = made.images * (self.stored_views * self.costs.teacher + self.costs.student)
         replayed = student_steps * self.config.distillation.batch
         anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
         return invert + label + replayed + anew
@@ -259,29 +282,32 @@ class Engine:
         is the same whatever the policy does later.
         """
         start = time.perf_counter()
-        inversion = self.config.inversion
+        inversion, probe = self.config.inversion, self.config.probe
         uniform = torch.zeros(self.spec.num_classes, device=self.device)
         made: list[Samples] = []
-        probe_batches = -(-self.config.probe.images // inversion.images)
+        probe_batches = -(-probe.images // inversion.images)
+        to_keep = self.recipe(), self.inversion_steps
+        to_probe = self.recipe(images=min(probe.images, inversion.images)), probe.patience * self.inversion_steps
         for step in range(inversion.warmup + probe_batches):
-            images = self._make(self._targets(uniform, 0.0), None, 0.0)
+            recipe, search_steps = to_keep if step < inversion.warmup else to_probe
+            images = self._make(recipe, self._targets(uniform, 0.0, recipe.inverted), None, 0.0, search_steps)
             self.synthesized += len(images)
             if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
                 made.append(samples[samples.usable()])
-        probe = _joined(made[len(made) - probe_batches :])[slice(0, self.config.probe.images)]
-        if len(probe) == 0:
+        held_back = _joined(made[len(made) - probe_batches :])[slice(0, probe.images)]
+        if len(held_back) == 0:
             raise NumericalError(
                 "the teacher's answer is not finite for any of the first images: look at its weights, and at "
                 "image.mean and image.std, which normalise what it sees."
             )
         for samples in made[: len(made) - probe_batches]:
             self.buffer.append(samples, delta=1.0, round_index=0)
-        self.probe = self.distiller.to_inputs(probe.images.permute(0, 3, 1, 2))
-        self.probe_logits = probe.logits[:, 0]
+        self.probe = self.distiller.to_inputs(held_back.images.permute(0, 3, 1, 2))
+        self.probe_logits = held_back.logits[:, 0]
         self._take_time("warmup", start)
         self.newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
-        self.newest = self.newest if len(self.newest) else probe
+        self.newest = self.newest if len(self.newest) else held_back
         return self.begin()
 
     newest: Samples  # what the warm-up made last
@@ -297,12 +323,13 @@ class Engine:
         """Make candidates for target classes that the buffer lacks, where the student errs."""
         start = time.perf_counter()
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
-        targets = self._targets(counts, coefficients.w_div)
+        self._recipe = self.recipe(coefficients.textures)
+        targets = self._targets(counts, coefficients.w_div, self._recipe.inverted)
         self.learner.eval()
-        images = self._make(targets, self.learner, coefficients.adversarial)
+        images = self._make(self._recipe, targets, self.learner, coefficients.adversarial)
         candidates = self._judged(self._label(images))
         self.synthesized += len(images)
-        self.spent += self.round_cost(0)
+        self.spent += self.round_cost(0, self._recipe)
         self._take_time("inversion", start)
         return candidates
 
@@ -401,6 +428,7 @@ class Engine:
             "synthesized": float(self.synthesized),
             "student_steps": float(self._steps),
             "candidates": float(len(candidates.samples)),
+            "inverted": float(self._recipe.inverted),
             "rollbacks": float(self.guard.rollbacks),
         }
         self.statistics = host | dict(zip(tensors, values, strict=True))
@@ -469,34 +497,40 @@ class Engine:
     _replayed_by: Tensor | None = None  # pi of the newest replay
     _steps: int = 0
 
-    def _targets(self, counts: Tensor, w_div: float) -> Tensor:
-        prior = selection.class_prior(counts, w_div)
-        inverted, random = self.config.inversion.images - self.textures, self.random["inversion"]
+    def _targets(self, counts: Tensor, w_div: float, how_many: int) -> Tensor:
+        prior, random = selection.class_prior(counts, w_div), self.random["inversion"]
         if self.config.inversion.targets == "drawn":
-            self._asked_for = torch.multinomial(prior, inverted, replacement=True, generator=random)
+            self._asked_for = torch.multinomial(prior, how_many, replacement=True, generator=random)
         else:
-            self._asked_for = selection.draw(prior.double(), inverted, random)
+            self._asked_for = selection.draw(prior.double(), how_many, random)
         return self._asked_for
 
-    def _make(self, targets: Tensor, student: nn.Module | None, adversarial: float) -> Tensor:
-        """Images inverted for `targets` (B,), and textures beside them: -> (M, H, W, c) uint8."""
+    def _make(
+        self,
+        recipe: Recipe,
+        targets: Tensor,
+        student: nn.Module | None,
+        adversarial: float,
+        search_steps: int | None = None,
+    ) -> Tensor:
+        """Images inverted for `targets` (B,), and textures and blends beside them: -> (M, H, W, c) uint8."""
         made = []
-        if len(targets):
-            images, self._term_values = self.inverter.invert(targets, student, adversarial)
+        if recipe.inverted:
+            images, self._term_values = self.inverter.invert(targets, student, adversarial, search_steps)
             made.append(images)
-        if self.textures:
+        if recipe.textures:
             shape = (self.spec.channels, self.spec.height, self.spec.width)
-            made.append(to_bytes(random_textures(self.textures, shape, self.mean, self.std, self.random["textures"])))
-        if self.blends:
-            made.append(self._blended(torch.cat(made)))
+            made.append(to_bytes(random_textures(recipe.textures, shape, self.mean, self.std, self.random["textures"])))
+        if recipe.blends:
+            made.append(self._blended(torch.cat(made), recipe.blends))
         return torch.cat(made)
 
-    def _blended(self, images: Tensor) -> Tensor:
-        """Mixtures of new images with others of the buffer, or of each other while it is empty: -> (blends, H, W, c).
+    def _blended(self, images: Tensor, count: int) -> Tensor:
+        """Mixtures of new images with others of the buffer, or of each other while it is empty: -> (count, H, W, c).
 
         They cost one look of the teacher where an inverted image costs some thirty.
         """
-        count, random = self.blends, self.random["blends"]
+        random = self.random["blends"]
         others = self.buffer.images[: self.buffer.size] if self.buffer.size else images
 
         def shown(of: Tensor) -> Tensor:
@@ -572,7 +606,7 @@ class Engine:
             facts["replay_ess"] = selection.effective_share(self._replayed_by)
             facts["replay_top_decile"] = selection.top_decile_share(evenly(self._replayed_by, MEASURED))
         new, usable = candidates.samples, candidates.samples.usable()
-        inverted = slice(0, max(self.config.inversion.images - self.textures, 1))
+        inverted = slice(0, max(self._recipe.inverted, 1))
         classes_made = torch.zeros_like(share).scatter_add_(0, new.classes[inverted], usable[inverted].float())
         facts |= {
             "candidates_broken": len(new) - usable.sum(),

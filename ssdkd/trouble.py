@@ -27,7 +27,7 @@ from torch import Tensor
 
 MOST_TRIES = 3
 HEALED_AFTER = 100  # good rounds after which the tries count anew; steps stay as small as they have become
-FEWEST_FOR_COLLAPSE = 16  # candidates: fewer may all be of one class by chance
+FEWEST_FOR_COLLAPSE = 16  # inverted images: fewer may all be of one class by chance
 MOSTLY_ONE_TARGET = 0.75  # share of one target class from which on candidates of one class are no collapse
 FAR_ABOVE = 3.0  # times the best from which on a student is astray ...
 AT_LEAST_ABOVE = 0.5  # ... and so many nats above it on the probe: three times almost nothing is almost nothing
@@ -65,7 +65,7 @@ def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Tr
         found.append(Trouble("generator", f"the generator's weights are not finite{aside}", lower_rates))
     if candidates and broken == candidates:
         found.append(Trouble("generator", f"no candidate was usable{aside}", "look at the teacher and its input range"))
-    elif candidates >= FEWEST_FOR_COLLAPSE:
+    elif now["inverted"] >= FEWEST_FOR_COLLAPSE:
         spread, classes = now["candidate_pixel_spread"], now["candidate_classes"]
         if spread < SAME_IMAGE <= before.get("candidate_pixel_spread", 0.0):
             found.append(

@@ -612,7 +612,12 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     assert {e["task"] for e in episodes} == {"rounds=5"}
     assert all(0.8 < e["spent"] < 1.2 for e in episodes)
     assert all(0 <= e["accuracy_area"] <= 100 for e in episodes)
-    assert "accuracy_area" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "accuracy_area" in shown
+    of = {(e["policy"], e["seed"]): e["accuracy_area"] for e in episodes}
+    gaps = [of["ssdkd", seed] - of["uniform", seed] for seed in (1000, 1001)]
+    expected = f"{np.mean(gaps):+.2f} ({np.std(gaps, ddof=1) / 2**0.5:.2f})"
+    assert f"accuracy_area {expected}" in shown.partition("above uniform")[2]
     again = evaluate.play("uniform", *base_and_task(tmp_path), seed=1000)
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 

@@ -16,7 +16,7 @@ from ssdkd.buffer import Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping, read_yaml
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
-from ssdkd.engine import JUDGED, Candidates, Engine, Statistics, evenly, spread
+from ssdkd.engine import JUDGED, Candidates, Engine, Recipe, Statistics, evenly, spread
 from ssdkd.errors import ConfigError
 from ssdkd.models import create_model, load_weights
 
@@ -29,7 +29,9 @@ TINY: dict[str, Any] = {
     "distillation": {"batch": 32, "steps": 4},
     "probe": {"images": 40},
 }
-STEERED = Coefficients(w_div=1.5, gamma=1.0, refresh=0.4, alpha=1.0, beta=0.7, eta=0.5, adversarial=2.0, effort=2.0)
+STEERED = Coefficients(
+    w_div=1.5, gamma=1.0, refresh=0.4, alpha=1.0, beta=0.7, eta=0.5, adversarial=2.0, effort=2.0, textures=0.5
+)
 
 
 def changed(**groups: Any) -> dict[str, Any]:
@@ -188,6 +190,22 @@ def test_the_probe_is_the_same_whatever_is_decided_and_whoever_learns() -> None:
         assert torch.equal(calm.probe, engine.probe)
         assert torch.equal(calm.probe_logits, engine.probe_logits)
     assert to_bytes(calm.student) != to_bytes(steered.student)
+
+
+@pytest.mark.parametrize(("images", "probed"), [(32, [32, 32]), (80, [40])])
+def test_the_probe_is_searched_for_longer_and_no_more_of_it_than_is_needed(images: int, probed: list[int]) -> None:
+    engine = tiny_engine(changed(inversion={"images": images, "warmup": 1}, probe={"patience": 3}))
+    searches: list[tuple[int, int | None]] = []
+    invert = engine.inverter.invert
+
+    def watched(targets: torch.Tensor, *rest: Any) -> Any:
+        searches.append((len(targets), rest[2]))
+        return invert(targets, *rest)
+
+    engine.inverter.invert = watched  # type: ignore[method-assign]
+    engine.warm_up()
+    assert searches == [(images, 2), *((count, 6) for count in probed)]
+    assert len(engine.probe) == 40
 
 
 def test_another_seed_gives_another_probe() -> None:
@@ -415,7 +433,7 @@ def test_drawn_targets_scatter_as_dice_do_and_balanced_ones_do_not() -> None:
     def spread(targets: str) -> tuple[float, float]:
         engine = tiny_engine(changed(inversion={"images": 200, "targets": targets}))
         counts = torch.stack(
-            [torch.bincount(engine._targets(torch.zeros(10), 0.0), minlength=10).float() for _ in range(100)]
+            [torch.bincount(engine._targets(torch.zeros(10), 0.0, 200), minlength=10).float() for _ in range(100)]
         )
         return counts.mean(dim=0).sub(20).abs().max().item(), counts.var(dim=0).mean().item()
 
@@ -530,6 +548,28 @@ def test_a_probe_and_a_buffer_larger_than_what_is_made_at_first_are_fine() -> No
     assert engine.finished
 
 
+def test_textures_multiply_their_odds_and_save_the_search() -> None:
+    engine = tiny_engine(changed(inversion={"images": 32, "textures": 0.25}))
+    assert engine.recipe() == Recipe(24, 8, 0), "neutral is as configured"
+    assert engine.recipe(3.0) == Recipe(16, 16, 0), "odds 1 to 3 become 3 to 3"
+    assert engine.recipe(10.0) == Recipe(7, 25, 0)
+    assert engine.recipe(0.1) == Recipe(31, 1, 0)
+    next(loop := engine.loop())
+    before = engine.spent
+    engine.invert(Coefficients(textures=3.0))
+    saved = 8 * engine.inversion_steps * engine.costs.inversion
+    assert engine.spent - before == pytest.approx(engine.round_cost(0) - saved)
+    assert loop.send(Coefficients(textures=3.0))["inverted"] == 16
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_of_textures_of_none_or_all_stays(share: float) -> None:
+    engine = tiny_engine(changed(inversion={"textures": share}))
+    assert {engine.recipe(odds).textures for odds in (0.1, 1.0, 10.0)} == {round(32 * share)}
+    drive(engine, Coefficients(textures=10.0))
+    assert engine.finished
+
+
 def test_blends_are_candidates_between_two_images_and_cost_a_look_of_the_teacher() -> None:
     plain, blended = tiny_engine(), tiny_engine(changed(inversion={"blends": 0.5}))
     teacher_looks = 16 * (blended.stored_views * blended.costs.teacher + blended.costs.student)
@@ -543,9 +583,9 @@ def test_a_blend_of_one_image_with_itself_is_that_image() -> None:
     engine = tiny_engine(changed(inversion={"blends": 1.0}, buffer={"shift": 0}))
     image = torch.randint(0, 256, (1, 8, 8, 1), dtype=torch.uint8)
     engine.buffer.images[0], engine.buffer.size = image[0], 1
-    assert torch.equal(engine._blended(image), image.expand(32, -1, -1, -1))
+    assert torch.equal(engine._blended(image, 32), image.expand(32, -1, -1, -1))
     engine.buffer.images[0] = 0
-    shares = engine._blended(image).float() / image.clamp(min=1)
+    shares = engine._blended(image, 32).float() / image.clamp(min=1)
     between = shares[:, image[0] > 60]
     assert between.min() >= 0.23
     assert between.max() <= 0.77

@@ -353,7 +353,7 @@ def test_a_rate_is_paid_by_probe() -> None:
     env = tiny_env(reward="probe")
     _, info = env.reset(seed=1)
     before = info["statistics"]
-    _, reward, _, _, info = env.step(np.array([0.0] * (SIZE - 1) + [1.0]))  # four times the student steps
+    _, reward, _, _, info = env.step(Coefficients(effort=4.0).to_unit())  # four times the student steps
     rounds = (info["statistics"]["spent"] - before["spent"]) / env.engine.round_cost(4)
     assert rounds > 1.1
     assert reward == pytest.approx((log_kl(before) - log_kl(info["statistics"])) / rounds)

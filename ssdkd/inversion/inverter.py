@@ -72,11 +72,12 @@ class Search:
         self.reads_student = "student" in self._reads
 
     def invert(
-        self, targets: Tensor, student: nn.Module | None, adversarial: float
+        self, targets: Tensor, student: nn.Module | None, adversarial: float, steps: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Search images for `targets` (B,): -> images (B, H, W, c) uint8 and each term's last value.
 
-        `student`, in evaluation mode, is what the adversarial terms search against; `adversarial` scales them.
+        `student`, in evaluation mode, is what the adversarial terms search against; `adversarial` scales them. The
+        search takes `steps`, by default those of the settings.
         """
         raise NotImplementedError
 
@@ -176,7 +177,7 @@ class Inverter(Search):
         )
 
     def invert(
-        self, targets: Tensor, student: nn.Module | None, adversarial: float
+        self, targets: Tensor, student: nn.Module | None, adversarial: float, steps: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Search images for `targets` (B,): -> images (B, H, W, c) uint8 and each term's last value.
 
@@ -200,7 +201,7 @@ class Inverter(Search):
         best_loss: Tensor | None = None
         best_images = torch.empty(0)
         values: dict[str, Tensor] = {}
-        for _ in range(settings.steps):
+        for _ in range(steps or settings.steps):
             with self.autocast:
                 images = fast(latents, targets)
             scene = self._look(images, targets, student)
@@ -285,11 +286,11 @@ class TextureInverter(FromTextures):
     """
 
     def invert(
-        self, targets: Tensor, student: nn.Module | None, adversarial: float
+        self, targets: Tensor, student: nn.Module | None, adversarial: float, steps: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images = self._textures(len(targets))
         values: dict[str, Tensor] = {}
-        for _ in range(self.settings.steps):
+        for _ in range(steps or self.settings.steps):
             images.requires_grad_(True)
             scene = self._look(images, targets, student)
             loss, values = self._weigh(scene, adversarial)
@@ -318,14 +319,15 @@ class PyramidInverter(FromTextures):
     COARSEST = 4  # pixels across at the pyramid's top
 
     def invert(
-        self, targets: Tensor, student: nn.Module | None, adversarial: float
+        self, targets: Tensor, student: nn.Module | None, adversarial: float, steps: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
         textures = self._textures(len(targets)).contiguous(memory_format=torch.channels_last)
         levels = self._levels(len(targets), textures.device)
         optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), foreach=True)
         reach = JITTER + 1
-        shifts = torch.randint(1 - reach, reach, (settings.steps, 2), generator=self.random, device=textures.device)
+        shape = (steps or settings.steps, 2)
+        shifts = torch.randint(1 - reach, reach, shape, generator=self.random, device=textures.device)
         values: dict[str, Tensor] = {}
         for shift in shifts.tolist():
             images = self._image(textures, levels)
