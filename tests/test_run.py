@@ -73,7 +73,7 @@ def test_the_summary_says_what_was_reached_and_at_what_cost(finished: Path) -> N
     assert summary["teacher_parameters"] >= 10 * summary["student_parameters"] > 0
     assert summary["teacher_multiply_adds"] > summary["student_multiply_adds"] > 0
     assert summary["buffer_images"] == 64
-    assert summary["synthesized_images"] == 32 * (2 + 1 + 3)  # warm-up, probe, rounds
+    assert summary["synthesized_images"] == 32 * (2 + 3) + 16  # warm-up, rounds, probe
     assert (summary["rounds"], summary["policy"], summary["seed"]) == (3, "ssdkd", 3)
     phases = summary["phase_seconds"]
     assert summary["seconds"] == pytest.approx(sum(phases.values()) - phases["evaluation"], abs=0.01)
@@ -135,10 +135,11 @@ def test_the_policy_that_ships_decides_unless_another_is_named(adapt: tuple[str,
     (folder,) = tmp_path.iterdir()
     summary, lines = summary_of(folder), (folder / "metrics.jsonl").read_text().splitlines()
     assert summary["policy"] == "learned"
-    first, last = (json.loads(lines[place]) for place in (0, -1))
+    first = json.loads(lines[0])
     if not adapt:  # which draws its actions
         assert first["effort"] > 1.5, "images are dear here"
-        assert first["refresh"] > last["refresh"], "the buffer turns over fastest at first"
+        assert first["w_div"] > 1.0
+        assert first["gamma"] == 0.0, "which it does not set"
 
 
 def test_the_student_is_the_same_with_and_without_an_evaluation_set(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_the_output_is_plain_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert "\r" not in done.stdout + done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert done.stdout == f"run folder: runs/{folder.name}\n"
-    for words in ("accuracy", "parameters", "multiply-adds", "64 kept of 192 made", "inversion", "replay"):
+    for words in ("accuracy", "parameters", "multiply-adds", "64 kept of 176 made", "inversion", "replay"):
         assert words in done.stderr
 
 
