@@ -190,7 +190,8 @@ def show(episodes: Sequence[Episode]) -> None:
         for name, values in summary(own).items():
             print(f"  {name:32.32s} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
     first, *others = dict.fromkeys(e.policy for e in episodes)
-    print(f"\nabove {first}, on the same task from the same seed (mean, standard error)")
+    if others:
+        print(f"\nabove {first}, on the same task from the same seed (mean, standard error)")
     for name in others:
         gaps = {m: difference(episodes, name, first, m) for m in MEASURES}
         print(f"  {name:32.32s} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items() if g))
