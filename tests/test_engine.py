@@ -19,6 +19,7 @@ from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import JUDGED, Candidates, Engine, Recipe, Statistics, evenly, spread
 from ssdkd.errors import ConfigError
 from ssdkd.models import create_model, load_weights
+from ssdkd.trouble import trouble_in
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
 TASK = {"num_classes": 10, "in_channels": 1, "image_size": 8}
@@ -589,3 +590,14 @@ def test_a_blend_of_one_image_with_itself_is_that_image() -> None:
     between = shares[:, image[0] > 60]
     assert between.min() >= 0.23
     assert between.max() <= 0.77
+
+
+@pytest.mark.parametrize(("inverted", "collapsed"), [(16, True), (15, False)])
+def test_few_inverted_images_of_one_class_are_no_collapse_among_many_textures(inverted: int, collapsed: bool) -> None:
+    before = {"candidate_pixel_spread": 30.0, "candidate_classes": 10.0}
+    now = {
+        **{"replay_loss": 1.0, "probe_kl": 1.0, "student_finite": 1.0, "generator_finite": 1.0},
+        **{"candidates": 64.0, "candidates_broken": 0.0, "inverted": float(inverted)},
+        **{"candidate_pixel_spread": 30.0, "candidate_classes": 1.0, "target_share_max": 0.1},
+    }
+    assert bool(trouble_in(now, before)) == collapsed
