@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +50,20 @@ def random_views(samples: int, views: int, max_shift: int, flip: bool, generator
     return drawn
 
 
-def _shifted(length: int, shift: Tensor) -> Tensor:
-    """Row (or column) that each output position reads under a shift, outside ones included: (B,) -> (B, length)."""
-    return torch.arange(length, device=shift.device, dtype=torch.int32) + shift.int()[:, None]
+@functools.cache
+def _read_from(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which row (or column) each output position reads, and whether it lies inside: both (2 (2 length - 1), length).
 
+    First by shift, from 1 - length on, mirrored at the border; then the same of a mirrored image. Of length 3:
 
-def _reflected(position: Tensor, length: int) -> Tensor:
-    """The same, mirrored at the border."""
-    return (length - 1) - ((length - 1) - position.abs()).abs()
+        shift      -2     -1      0      1      2
+        reads   2 1 0  1 0 1  0 1 2  1 2 1  2 1 0
+    """
+    shifts = torch.arange(1 - length, length, dtype=torch.int32, device=device)
+    position = torch.arange(length, dtype=torch.int32, device=device) + shifts[:, None]
+    position = torch.cat([position, position.flip(1)])
+    reflected = (length - 1) - ((length - 1) - position.abs()).abs()
+    return reflected, reflected == position
 
 
 def render(images: Tensor, rows: Tensor, views: Tensor, border: str = "mirrored") -> Tensor:
@@ -65,17 +72,19 @@ def render(images: Tensor, rows: Tensor, views: Tensor, border: str = "mirrored"
     What a shift brings in from outside is the image `mirrored`, or `black`. Images in float pass gradients on.
     """
     height, width, channels = images.shape[1:]
-    below, beside = _shifted(height, views[:, 0]), _shifted(width, views[:, 1])
-    beside = torch.where(views[:, 2:] > 0, beside.flip(1), beside)
-    y, x = _reflected(below, height), _reflected(beside, width)
+    read_rows, rows_inside = _read_from(height, rows.device)
+    read_columns, columns_inside = _read_from(width, rows.device)
+    below, beside, mirrored = views.int().unbind(1)
+    below, beside = below + (height - 1), beside + (width - 1) + mirrored * (2 * width - 1)
     # whole images first: their pixels are then near, and counted in 32 bits
-    start = torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * height
-    pixel = ((y + start) * width)[:, :, None] + x[:, None, :]
+    start = torch.arange(0, len(rows) * height * width, height * width, dtype=torch.int32, device=rows.device)
+    y = (read_rows * width).index_select(0, below).add_(start[:, None])
+    pixel = y[:, :, None] + read_columns.index_select(0, beside)[:, None, :]
     near = images.index_select(0, rows)
     flat = near.view(-1, channels) if channels > 1 else near.view(-1)  # single bytes have a faster way
     shown = flat.index_select(0, pixel.view(-1)).view(len(rows), height, width, channels)
     if border == "black":
-        inside = (y == below)[:, :, None] & (x == beside)[:, None, :]
+        inside = rows_inside[below][:, :, None] & columns_inside[beside][:, None, :]
         shown = shown * inside[..., None]
     return shown.permute(0, 3, 1, 2)
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssdkd.errors import ConfigError
+from ssdkd.models.pooling import halved
 from ssdkd.models.registry import register_model, require_image_size
 
 
@@ -36,7 +37,7 @@ class ConvNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         out = images
         for index, block in enumerate(self.blocks):
-            out = block(out if index == 0 else F.max_pool2d(out, 2))
+            out = block(out if index == 0 else halved(out))
         logits: torch.Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
 

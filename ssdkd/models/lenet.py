@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssdkd.errors import ConfigError
+from ssdkd.models.pooling import halved
 from ssdkd.models.registry import register_model
 
 _CANVAS = 32
@@ -53,8 +54,8 @@ class LeNet5(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = F.pad(images, [(_CANVAS - images.shape[-1]) // 2] * 4)
-        out = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 2)
-        out = F.max_pool2d(F.relu(self.bn2(self.conv2(out))), 2)
+        out = F.relu(halved(self.bn1(self.conv1(images))))  # the same as ReLU first, on a quarter of the values
+        out = F.relu(halved(self.bn2(self.conv2(out))))
         out = F.relu(self.bn3(self.conv3(out))).flatten(1)
         logits: torch.Tensor = self.fc2(F.relu(self.fc1(out)))
         return logits

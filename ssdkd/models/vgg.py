@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssdkd.models.initial import he_initialise
+from ssdkd.models.pooling import halved
 from ssdkd.models.registry import register_model, require_image_size
 
 _POOL_ALSO_FOURTH_FROM = 64  # pixels: there the published networks halve once more
@@ -37,12 +38,12 @@ class VGG(nn.Module):
         he_initialise(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        out = F.max_pool2d(self.block0(images), 2)
-        out = F.max_pool2d(self.block1(out), 2)
-        out = F.max_pool2d(self.block2(out), 2)
+        out = halved(self.block0(images))
+        out = halved(self.block1(out))
+        out = halved(self.block2(out))
         out = self.block3(out)
         if images.shape[-1] >= _POOL_ALSO_FOURTH_FROM:
-            out = F.max_pool2d(out, 2)
+            out = halved(out)
         features = F.adaptive_avg_pool2d(self.block4(out), 1).flatten(1)
         logits: torch.Tensor = self.classifier(features)
         return logits
