@@ -20,6 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.learning import Randomness, Spaces, build_learner, learner_state, restore_learner, spread
 from agents.policies import CLIP, LearnedPolicy
+from envs.rewards import OF_ACCURACY
 from ssdkd.errors import CheckpointError
 
 ROUNDS = 16  # experience between two updates of an on-policy algorithm
@@ -55,7 +56,7 @@ class AdaptivePolicy:
     @property
     def reward(self) -> str:
         """What it learns from: what it was trained on, unless that needs real images."""
-        return "area" if self.description.reward == "validation" else self.description.reward
+        return "area" if self.description.reward in OF_ACCURACY else self.description.reward
 
     def _arguments(self, trained: dict[str, Any]) -> dict[str, Any]:
         """The algorithm's arguments, cut down to what one run offers."""

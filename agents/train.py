@@ -47,7 +47,7 @@ from agents.learning import (
     restore_learner,
     rows_of,
 )
-from agents.policies import CLIP, Description, LearnedPolicy, policy_of
+from agents.policies import CLIP, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import Task, family_from, held_out_tasks, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import REWARDS
@@ -59,6 +59,7 @@ from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
+SEEN_FOR_LONG = 1e5  # observations; those of a training then move the scales of a policy that was trained before little
 POLICY, EVALUATION = "policy.safetensors", "evaluation.jsonl"
 Judge = Callable[[int], dict[str, dict[str, float]]]  # steps learned -> policy -> measure -> value
 
@@ -73,9 +74,10 @@ class TrainConfig:
     activation: str = option("tanh", "between them", choices=("tanh", "relu", "elu", "silu"))
     family: str = option("family", "family of tasks, by name or YAML file")
     teachers_root: str | None = option(None, "folder of the family's teachers; null: as the family says")
-    reward: str = option("area", "what a round is worth", choices=("probe", "area", "validation"))
+    reward: str = option("area", "what a round is worth", choices=("probe", "area", "validation", "outcome"))
     observe: list[str] | None = option(None, "names of the observation's entries to read; null: all")
     act: list[str] | None = option(None, "names of the coefficients to set, the others stay neutral; null: all")
+    begin: str | None = option(None, "policy file to begin with, of the same make; null: as the algorithm begins")
     steps: int = option(20_000, "rounds to learn from, over all environments", low=1)
     environments: int = option(4, "episodes played at once", low=1)
     processes: bool = option(True, "whether each of them has a process of its own")
@@ -116,6 +118,20 @@ class Training:
             vector.close()
             raise
         self.judged = 0  # the step of the last evaluation
+
+    def begin_as(self, policy: LearnedPolicy) -> None:
+        """Take over its weights, and the scales of what it sees, as if they had been seen for long."""
+        mine = self.policy().description
+        for name in ("algorithm", "net_arch", "activation", "observations", "actions"):
+            if getattr(policy.description, name) != getattr(mine, name):
+                raise ConfigError(
+                    f"begin: the policy's {name} is {getattr(policy.description, name)} and here it is "
+                    f"{getattr(mine, name)}; begin with a policy of the same make."
+                )
+        self.model.policy.load_state_dict(policy.network.state_dict())
+        if self.config.normalise:
+            seen = self.vector.obs_rms
+            seen.mean, seen.var, seen.count = policy.mean.copy(), policy.var.copy(), SEEN_FOR_LONG
 
     def policy(self) -> LearnedPolicy:
         """What is learned so far."""
@@ -299,6 +315,8 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
     try:
         if state is None:
             training.vector.seed(config.seed * 1_000_003)
+            if config.begin is not None:
+                training.begin_as(load_policy(config.begin))
         else:
             _restore(training, state)
         outputs: list[Any] = [EventOutput(folder.path, config, after=model.num_timesteps)]

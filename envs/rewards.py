@@ -1,7 +1,7 @@
 """What a round is worth: one small function for each way of telling.
 
-`area` and `validation` telescope. Let L(p) be what is watched (the log of the probe's KL, the accuracy) when the
-share p of the budget is spent; between two rounds it goes in a straight line, and after the last one it stays.
+`area`, `validation` and `outcome` telescope. Let L(p) be what is watched (the log of the probe's KL, the accuracy)
+when the share p of the budget is spent; between two rounds it goes in a straight line, and after the last one it stays.
 The area between the start and the curve, which is how early and how far L fell, is by parts
 
     int_0^1 (L(0) - L(p)) dp  =  int_0^1 (1 - p) (-L'(p)) dp  =  sum over rounds (L_before - L_after) (1 - p_mid)
@@ -22,6 +22,7 @@ from ssdkd.errors import ConfigError
 
 Reward = Callable[[Engine, Statistics, Statistics], float]
 REWARDS: dict[str, Reward] = {}
+OF_ACCURACY = ("validation", "outcome")  # those that need a real evaluation set
 
 
 def register_reward(name: str) -> Callable[[Reward], Reward]:
@@ -65,8 +66,24 @@ def validation(engine: Engine, before: Statistics, after: Statistics) -> float:
 
     The episode earns the mean accuracy over the budget, less the untrained student's.
     """
+    return _risen(before, after) * budget_left(before, after)
+
+
+@register_reward("outcome")
+def outcome(engine: Engine, before: Statistics, after: Statistics) -> float:
+    """How the accuracy rises and where it ends, half each.
+
+    The episode earns the mean of its accuracy over the budget and its last accuracy, less the untrained student's. The
+    area alone favours what is quick, even where it ends lower.
+    """
+    return _risen(before, after) * (budget_left(before, after) + 1.0) / 2.0
+
+
+def _risen(before: Statistics, after: Statistics) -> float:
+    """By how much the accuracy rose, as a share."""
     if "accuracy" not in before or "accuracy" not in after:
         raise ConfigError(
-            "reward validation: the task has no evaluation set; give it a dataset and a data_root, or take area."
+            "reward: the task has no evaluation set to tell the accuracy by; give it a dataset and a data_root, or "
+            "take area."
         )
-    return (after["accuracy"] - before["accuracy"]) / 100.0 * budget_left(before, after)
+    return (after["accuracy"] - before["accuracy"]) / 100.0

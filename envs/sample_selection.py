@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from envs.rewards import REWARDS
+from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import Memory, action_space, observation_space, observe, task_facts
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
@@ -111,6 +111,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
       the area between the start and the curve of log KL over compute, however the budget was cut into rounds
       (see `envs.rewards`).
     - `reward="validation"`: the same area for the accuracy on the task's evaluation set, where one is allowed.
+    - `reward="outcome"`: half of it that area, half the last accuracy.
 
     ## Starting State
     The generator has been warmed up, the probe is set aside, a first buffer is filled; the student is new. None of
@@ -128,7 +129,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `config`: a ready-made config's name, a YAML file, a mapping, or a `RunConfig`
     - `tasks`: mappings laid over `config`, of whatever it holds (teacher, student, rounds, ...); each episode draws
       one of them
-    - `reward`: "probe", "area" or "validation"
+    - `reward`: "probe", "area", "validation" or "outcome"
     - `warm_starts`: 0: every episode warms up a generator of its own. K: every teacher has K warm-ups, each done
       once and then copied, for all students and budgets; students start from K initial weights, and the rounds
       that follow are still random. Saves up to half of a short episode
@@ -324,7 +325,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             torch.set_rng_state(outside)
 
     def _measured(self, statistics: Statistics) -> Statistics:
-        if self.reward_name != "validation":
+        if self.reward_name not in OF_ACCURACY:
             return statistics
         value = self.engine.accuracy(self.engine.student)
         return statistics if value is None else {**statistics, "accuracy": value}

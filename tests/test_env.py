@@ -334,7 +334,7 @@ def test_the_area_does_not_depend_on_how_the_budget_was_cut(curve: Callable[[flo
             assert area_of(curve, cuts) == pytest.approx(exact, rel=0.02)
 
 
-@pytest.mark.parametrize("reward", ["area", "validation"])
+@pytest.mark.parametrize("reward", ["area", "validation", "outcome"])
 def test_an_episode_earns_the_area_under_its_curve(reward: str) -> None:
     env, random = tiny_env(reward=reward), np.random.default_rng(3)
     _, info = env.reset(seed=1)
@@ -346,7 +346,8 @@ def test_an_episode_earns_the_area_under_its_curve(reward: str) -> None:
     curve = np.array([log_kl(s) if reward == "area" else -s["accuracy"] / 100.0 for s in seen])
     at = np.array([s["progress"] for s in seen])
     under = np.sum((curve[1:] + curve[:-1]) / 2.0 * np.diff(at)) + curve[-1] * (1.0 - at[-1])
-    assert earned == pytest.approx(curve[0] - under, rel=1e-6)
+    area, end = curve[0] - under, curve[0] - curve[-1]
+    assert earned == pytest.approx((area + end) / 2.0 if reward == "outcome" else area, rel=1e-6)
 
 
 def test_a_rate_is_paid_by_probe() -> None:
