@@ -379,7 +379,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
-        algorithm_class(config.algorithm)  # one that cannot be had is noticed before it names a folder
+        algorithm_class(config.algorithm)  # what cannot be had is noticed before there is a folder
+        if config.begin is not None:
+            load_policy(config.begin)
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
         state = None

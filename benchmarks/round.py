@@ -119,7 +119,7 @@ class Floor:
         else:
             pixels = torch.rand((made, *shape), device=device).contiguous(memory_format=layout)
             self.searched = [pixels.requires_grad_(True)]
-        self.search = torch.optim.Adam(self.searched, lr=1e-3, betas=(0.5, 0.999), foreach=True)
+        self.search = torch.optim.Adam(self.searched, lr=1e-3, betas=(0.5, 0.999), fused=True)
 
     def learn(self) -> None:
         """As many student steps as a round has at effort 1."""

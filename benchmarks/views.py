@@ -36,14 +36,14 @@ def time_steps(
     task: str,
     views: list[int],
     teacher: str | None,
-    device: str,
-    precision: str,
     steps: int,
     turns: int,
+    options: dict[str, Any],
     processor: bool = False,
 ) -> list[dict[str, Any]]:
     """Student steps per second with each number of views, and how many times that of asking anew."""
-    engines = {n: prepare(task, teacher, device, {"precision": precision, "buffer": {"views": n}}) for n in views}
+    device = options["device"]
+    engines = {n: prepare(task, teacher, device, {**options, "buffer": {"views": n}}) for n in views}
     seconds: dict[int, list[float]] = {n: [] for n in views}
     for turn in range(turns + 1):
         for n, engine in engines.items():
@@ -117,31 +117,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
+    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="the student's step")
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
-    told: dict[str, Any] = {
-        "task": given.task,
-        "threads": given.threads,
-        "clock": given.clock,
-        "precision": given.precision,
-        "steps": [],
-        "accuracy": [],
-    }
+    options = {"device": given.device, "precision": given.precision, "compile": given.compile}
+    told: dict[str, Any] = {"task": given.task, "threads": given.threads, "clock": given.clock, **options}
+    told |= {"steps": [], "accuracy": []}
     if timed:
         processor = given.clock == "processor"
-        told["steps"] = time_steps(
-            given.task, timed, given.teacher, given.device, given.precision, given.steps, given.turns, processor
-        )
+        told["steps"] = time_steps(given.task, timed, given.teacher, given.steps, given.turns, options, processor)
         show_steps(told["steps"])
     if compared and given.task != "digits" and not (given.teacher and given.data_root):
         print("no accuracy without --teacher and --data-root")
         compared = []
     if compared:
-        over: dict[str, Any] = {"threads": given.threads, "device": given.device, "data_root": given.data_root}
-        over["precision"] = given.precision
+        over: dict[str, Any] = {"threads": given.threads, "data_root": given.data_root, **options}
         if given.teacher:
             over["teacher"] = {"checkpoint": given.teacher}
         told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)

@@ -483,6 +483,26 @@ def test_training_goes_on_with_all_that_it_had(
     assert "the checkpoint does not fit this training ('episodes')" in capsys.readouterr().err
 
 
+def test_a_training_may_begin_with_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = trained(tmp_path, "ppo", "--evaluate-seeds", "0", "--steps", "32") / "policy.safetensors"
+    flags = train_flags(tmp_path, "ppo", "--evaluate-seeds", "0", "--steps", "16", "--seed", "5", "--begin", str(first))
+    config, _ = train._read(flags, "train-digits")
+    family = family_from(config.family)
+    second = train.Training(config, training_tasks(family), family.base)
+    begun, seen = load_policy(first), some_observations()
+    second.begin_as(begun)
+    assert np.array_equal(
+        second.policy().predict(seen, deterministic=True)[0], begun.predict(seen, deterministic=True)[0]
+    )
+    second.vector.close()
+    assert train.main(flags) == 0, "and it learns on"
+    assert train.main([*flags, "--net-arch", "[4]"]) == 2
+    assert "begin: the policy's net_arch is [8] and here it is [4]" in capsys.readouterr().err
+    folders = len(list((tmp_path / "runs").iterdir()))
+    assert train.main([*flags, "--begin", "nowhere.safetensors"]) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == folders
+
+
 def trained(tmp_path: Path, algorithm: str, *more: str) -> Path:
     """Train, and -> the folder."""
     before = set((tmp_path / "runs").glob("*"))

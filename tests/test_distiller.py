@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, Samples, random_views
-from ssdkd.distiller import Distiller, divergence, make_optimizer
+from ssdkd.distiller import Distiller, bound_gradients, divergence, make_optimizer
 
 CLASSES, SIZE = 4, 6
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
@@ -228,3 +228,18 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
     d.replay(buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1, lambda batch: plainly(d, buffer, batch))
     assert torch.equal(student[1].weight, weight)
     assert not torch.equal(student[1].bias, bias)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1e3])
+def test_gradients_are_bounded_as_by_torch(largest: float) -> None:
+    one = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Linear(7, 7))  # the last has no gradient
+    other = copy.deepcopy(one)
+    inputs = torch.randn(5, 4)
+    for network in (one, other):
+        network[:3](inputs).square().sum().backward()
+    bound_gradients(one, largest)
+    nn.utils.clip_grad_norm_(other.parameters(), largest)
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        if mine.grad is not None:
+            assert torch.allclose(mine.grad, theirs.grad)

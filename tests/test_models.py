@@ -26,6 +26,7 @@ from ssdkd.models import (
     registry,
     save_weights,
 )
+from ssdkd.models.pooling import halved
 
 ZOO = [
     "convnet",
@@ -788,3 +789,16 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(kind: str, tmp_path: Pat
     state["linear.weight"] = changed[kind]()
     torch.save(state, tmp_path / "weights.pth")
     assert "holds linear.weight in a form that cannot be used" in load_error(small_model(), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(2, 3, 8, 8), (1, 5, 7, 9), (2, 1, 2, 3)])
+def test_pooling_without_a_gradient_is_the_same(size: tuple[int, ...], layout: torch.memory_format) -> None:
+    maps = torch.randn(size).contiguous(memory_format=layout)
+    maps[0, 0, 0, 0] = torch.nan
+    expected = F.max_pool2d(maps, 2)
+    assert torch.equal(halved(maps.requires_grad_()).nan_to_num(9.0), expected.nan_to_num(9.0))
+    with torch.no_grad():
+        pooled = halved(maps)
+    assert torch.equal(pooled.nan_to_num(9.0), expected.nan_to_num(9.0))
+    assert pooled.is_contiguous(memory_format=layout)

@@ -173,7 +173,7 @@ class Inverter(Search):
         self.base = generator
         self.adapted = copy.deepcopy(generator)
         self.base_optimizer = torch.optim.Adam(
-            self.base.parameters(), lr=settings.meta_rate, betas=(0.5, 0.999), foreach=True
+            self.base.parameters(), lr=settings.meta_rate, betas=(0.5, 0.999), fused=True
         )
 
     def invert(
@@ -195,7 +195,7 @@ class Inverter(Search):
                 {"params": [latents], "lr": settings.latent_rate * self.pace},
             ],
             betas=(0.5, 0.999),
-            foreach=True,
+            fused=True,
         )
         summed = [torch.zeros_like(p) for p in parameters] if settings.meta == "fomaml" else []
         best_loss: Tensor | None = None
@@ -324,7 +324,7 @@ class PyramidInverter(FromTextures):
         settings = self.settings
         textures = self._textures(len(targets)).contiguous(memory_format=torch.channels_last)
         levels = self._levels(len(targets), textures.device)
-        optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), foreach=True)
+        optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), fused=True)
         reach = JITTER + 1
         shape = (steps or settings.steps, 2)
         shifts = torch.randint(1 - reach, reach, shape, generator=self.random, device=textures.device)
