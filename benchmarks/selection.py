@@ -1,7 +1,7 @@
 """Does selection pay? Policies compared at equal compute, over several seeds.
 
     python -m benchmarks.selection --out runs/selection                                    # digits, 10 seeds
-    python -m benchmarks.selection --tasks mnist --seeds 5 --data-root DATA --teacher lenet5.safetensors
+    python -m benchmarks.selection --tasks mnist mnist-400 --seeds 5 --data-root DATA --teacher lenet5.safetensors
     python -m benchmarks.selection --tasks held-out --teachers-root teachers/digits     # of configs/family.yaml
     python -m benchmarks.selection --policies ssdkd "schedule={alpha: 0.6, effort: [2, 0.5]}" --jobs 2
     python -m benchmarks.selection --policies learned --ablate                          # what each coefficient is worth
@@ -79,6 +79,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "probe": {"images": 256},
     },
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 1}},
+    "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}, "tracking": {"evaluate_every": 1}},
 }
 # What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
 FEEDBACK = ("buffer_fill", "class_entropy", "probe_agreement", "replay_agreement")
@@ -419,7 +420,8 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
         family = family_from("family", given.teachers_root)
         layer = merged(read_yaml(family.base)[0], every_round, held_out_tasks(family)[int(task[len(HELD_OUT) :]) - 1])
     else:
-        layer = merged(read_yaml(task)[0], every_round, TASKS.get(task, {}))
+        job = task.split("-")[0] if task in TASKS else task
+        layer = merged(read_yaml(job)[0], every_round, TASKS.get(task, {}))
     if task != "digits" and not task.startswith(HELD_OUT):  # whose teachers and images are known
         own = {"data_root": given.data_root} if given.data_root else {}
         own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
@@ -607,7 +609,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--out", default="runs/selection", help="folder of all the run folders (%(default)s)")
     parser.add_argument(
-        "--tasks", nargs="+", default=["digits"], help="digits, mnist, held-out, or a run's YAML (%(default)s)"
+        "--tasks",
+        nargs="+",
+        default=["digits"],
+        help="digits, mnist, mnist-400, held-out, or a run's YAML (%(default)s)",
     )
     parser.add_argument(
         "--policies",

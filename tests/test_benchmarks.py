@@ -193,6 +193,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--minutes", "1"], "equal compute"),
         (["--seeds", "0"], "seeds"),
         (["--tasks", "mnist"], "--teacher"),
+        (["--tasks", "mnist-400"], "task mnist-400 needs a teacher"),
         (["--tasks", "no_such_task"], "no_such_task"),
         (["--plot", "plot.gif"], "plot"),
         (["--wisdom", "3"], "wisdom"),
