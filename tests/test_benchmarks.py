@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -207,6 +208,13 @@ def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
     assert word in told
     assert told.count("\n") == 1
     assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
+    given = argparse.Namespace(out=str(tmp_path), teachers_root=None, data_root="data", teacher="lenet5.safetensors")
+    config = selection.task_config("mnist-400", given, [])
+    assert (config.dataset, config.teacher.name, config.buffer.capacity) == ("mnist", "lenet5", 400)
+    assert config.tracking.evaluate_every == 1, "the curve needs every round"
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
