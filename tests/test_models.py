@@ -802,3 +802,15 @@ def test_pooling_without_a_gradient_is_the_same(size: tuple[int, ...], layout: t
         pooled = halved(maps)
     assert torch.equal(pooled.nan_to_num(9.0), expected.nan_to_num(9.0))
     assert pooled.is_contiguous(memory_format=layout)
+
+
+def test_a_network_that_pools_can_be_recorded() -> None:
+    network, images = (
+        create_model("lenet5", {}, num_classes=10, in_channels=1, image_size=28).eval(),
+        torch.randn(2, 1, 28, 28),
+    )
+    traced = torch.jit.trace(network, images)  # compares one recording with a gradient and one without
+    with torch.no_grad():
+        assert torch.allclose(traced(images), network(images), atol=1e-6)
+        exported = torch.export.export(network, (images,))
+    assert any("max_pool2d" in str(node.target) for node in exported.graph.nodes)

@@ -11,7 +11,8 @@ def halved(maps: Tensor) -> Tensor:
     PyTorch's own also notes where each largest value stood, one channel at a time, which a gradient needs. Without one,
     the larger of two rows and then of two columns is the same, and a CPU is there two to ten times as soon.
     """
-    if torch.is_grad_enabled() or not maps.is_cpu or torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # as the one operation that it is
+    if recorded or torch.is_grad_enabled() or not maps.is_cpu:
         return F.max_pool2d(maps, 2)
     height, width = maps.shape[2] // 2 * 2, maps.shape[3] // 2 * 2
     rows = torch.maximum(maps[:, :, 0:height:2], maps[:, :, 1:height:2])
