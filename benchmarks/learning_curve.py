@@ -42,7 +42,8 @@ def main() -> None:
         ended, values = returns(Path(folder))
         level = 100.0 * smoothed(values, given.smooth)
         lines.append(Line(name, ended.tolist(), level.tolist(), COLOURS[place]))
-        print(f"{name}: {int(ended[-1])} episodes; first {level[given.smooth - 1]:.1f}, last {level[-1]:.1f}")
+        first = level[min(given.smooth, len(level)) - 1]
+        print(f"{name}: {int(ended[-1])} episodes; first {first:.1f}, last {level[-1]:.1f}")
     draw([Chart("return of an episode (x 100)", "episodes played", lines)], Path(given.out))
 
 

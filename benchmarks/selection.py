@@ -59,6 +59,7 @@ from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_y
 from ssdkd.errors import ConfigError, NumericalError, SsdkdError
 from ssdkd.files import atomic_write_bytes, atomic_write_text
 from ssdkd.report import POLICY_COLOURS
+from ssdkd.saving import Stopped, StoppedAtOnce
 from ssdkd.tracking import Display, RunFolder
 from ssdkd.tracking.charts import COLOURS, Band, Chart, Line, to_pixels, to_svg
 from ssdkd.tracking.events import to_png
@@ -329,7 +330,7 @@ def play(job: Job, root: Path) -> Outcome:
         folder.write_text(CONFIG, to_yaml(job.config))
         try:
             command.run(job.config, engine, folder, Display(quiet=True), policy=policy)
-        except (command.Stopped, command.StoppedAtOnce) as stopped:
+        except (Stopped, StoppedAtOnce) as stopped:
             raise SsdkdError("stopped; the same command goes on with the runs that are left.") from stopped
     return read(job, folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError
 from ssdkd.report import read_run
+from ssdkd.saving import Stopped
 
 SMALL = [
     *("--rounds", "3", "--inversion.images", "16", "--inversion.warmup", "2", "--inversion.steps", "2"),
@@ -208,6 +210,17 @@ def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
     assert word in told
     assert told.count("\n") == 1
     assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_a_comparison_that_is_stopped_says_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Stopped(signal.SIGTERM, "nothing was saved")
+
+    monkeypatch.setattr(selection.command, "run", stopped)
+    assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
+    assert capsys.readouterr().err == "error: stopped; the same command goes on with the runs that are left.\n"
 
 
 def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:

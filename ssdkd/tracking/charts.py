@@ -123,15 +123,15 @@ def draw(chart: Chart, canvas: Canvas, left: float, top: float, width: float, he
 
 
 def _legend(chart: Chart, canvas: Canvas, x: float, y: float, end: float) -> None:
-    for line in chart.lines:
-        if not line.label:
-            continue
-        room = 26 + 6.3 * len(line.label)
-        if x + room > end:
+    named = [line for line in chart.lines if line.label]
+    wanted = [34 + 6.3 * len(line.label) for line in named]
+    tighter = min(max((end - x) / sum(wanted), 0.85), 1.0)
+    for line, room in zip(named, wanted, strict=True):
+        if x + tighter * room > end + 8:
             return
         canvas.polyline([(x, y - 4), (x + 16, y - 4)], line.colour, max(line.width, 1.8), line.dashed)
         canvas.text((x + 20, y), line.label, "start", FONT - 1, False)
-        x += room + 8
+        x += tighter * room
 
 
 def _x_limits(chart: Chart) -> tuple[float, float]:
