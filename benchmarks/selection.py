@@ -79,8 +79,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "distillation": {"batch": 32, "steps": 10},
         "probe": {"images": 256},
     },
-    "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}, "tracking": {"evaluate_every": 1}},
-    "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}, "tracking": {"evaluate_every": 1}},
+    "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}},
+    "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
 }
 # What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
 FEEDBACK = ("buffer_fill", "class_entropy", "probe_agreement", "replay_agreement")

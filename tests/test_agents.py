@@ -289,6 +289,7 @@ def test_another_policy_file_cannot_take_over_a_run(tmp_path: Path, capsys: pyte
 
 def test_learning_on_needs_no_real_images() -> None:
     assert AdaptivePolicy(some_policy(reward="validation")).reward == "area"
+    assert AdaptivePolicy(some_policy(reward="outcome")).reward == "area"
     assert AdaptivePolicy(some_policy(reward="probe")).reward == "probe"
 
 

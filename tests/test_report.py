@@ -173,6 +173,13 @@ def test_a_curve_keeps_its_gaps_and_its_place() -> None:
     assert y1 < y0  # larger values are higher up
 
 
+def test_a_legend_names_as_many_tasks_as_are_compared() -> None:
+    tasks = ["digits", "held-out-1", "held-out-2", "held-out-3", "mnist", "mnist-400"]
+    chart = Chart("t", "x", [Line(task, [0, 1], [0.0, 1.0]) for task in tasks])
+    drawn = ElementTree.fromstring(to_svg(chart, 480, 300))
+    assert set(tasks) <= {text.text for text in drawn.iter("text")}
+
+
 def test_both_drawings_show_the_same_curve() -> None:
     chart = Chart("t", "x", [Line("", [0, 1], [0.0, 1.0], "#ff0000", width=3.0)])
     pixels = to_pixels([chart, chart], columns=2, width=200, height=120)

@@ -9,7 +9,7 @@ def halved(maps: Tensor) -> Tensor:
     """2x2 max pooling: (N, C, H, W) -> (N, C, H // 2, W // 2).
 
     PyTorch's own also notes where each largest value stood, one channel at a time, which a gradient needs. Without one,
-    the larger of two rows and then of two columns is the same, and a CPU is there two to ten times as soon.
+    the larger of two rows and then of two columns is the same, and a CPU is there three to ten times as soon.
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # as the one operation that it is
     if recorded or torch.is_grad_enabled() or not maps.is_cpu:
