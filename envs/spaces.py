@@ -69,7 +69,7 @@ def task_facts(engine: Engine) -> dict[str, float]:
     neutral = engine.round_cost(config.distillation.steps)
     return {
         "batch_norm": float(engine.inverter.observer.has_batch_norm),
-        "student_size": costs.student / costs.teacher,
+        "student_size": max(costs.student.multiply_adds, 1) / max(costs.teacher.multiply_adds, 1),
         "making_share": engine.round_cost(0) / neutral,
         "replays_per_round": config.distillation.steps * config.distillation.batch / config.buffer.capacity,
         "candidates_per_round": config.inversion.images / config.buffer.capacity,

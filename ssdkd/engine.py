@@ -17,6 +17,7 @@ from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
+from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
@@ -34,7 +35,6 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
-from ssdkd.models import count_multiply_adds
 from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
@@ -45,26 +45,6 @@ SMALLEST_FOR_PYRAMID = 16  # pixels; below, there are too few scales to gain fro
 TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
 TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
 TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Compute of each kind of work on one image, in units of one student training step on one image.
-
-    Counted in multiply-adds, a backward pass as two forward ones (one where only the input's gradient is asked
-    for), so that a budget means the same on every machine.
-    """
-
-    teacher: float  # a forward pass
-    student: float
-    inversion: float  # one adaptation step, the student consulted
-    warmup: float  # one adaptation step without the student
-
-    @classmethod
-    def of(cls, teacher: int, student: int, generator: int) -> Costs:
-        unit = 3.0 * max(student, 1)
-        alone = (3.0 * generator + 2.0 * teacher) / unit
-        return cls(teacher / unit, student / unit, alone + 2.0 * student / unit, alone)
 
 
 @dataclass(frozen=True)
@@ -135,13 +115,12 @@ class Engine:
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
         generator = self._make_generator() if self.starts_from == "generator" else None
-        teacher_work = count_multiply_adds(self.teacher, shape)
-        self.costs = Costs.of(
-            teacher_work,
-            count_multiply_adds(self.student, shape),
-            _generator_work(generator, inversion.latent) if generator is not None else 0,
+        self.costs = Costs(
+            Work.of(self.teacher, shape),
+            Work.of(self.student, shape),
+            _generator_work(generator, inversion.latent) if generator is not None else Work(),
         )
-        self.autocast = autocast_for(config.precision, device, teacher_work)
+        self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
         settings = InverterSettings(
             steps=self.inversion_steps,
             latent=inversion.latent,
@@ -192,7 +171,7 @@ class Engine:
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
         self.round = 0
-        self.spent = 0.0  # budget units: student training steps on one image
+        self.spent = 0.0  # budget units: student training steps
         self.synthesized = 0
         self.seconds = 0.0  # of work, evaluation not counted
         self.phase_seconds = {"warmup": 0.0, "inversion": 0.0, "replay": 0.0, "rest": 0.0, "evaluation": 0.0}
@@ -227,13 +206,13 @@ class Engine:
         return Recipe(images - left_as_textures, left_as_textures, round(self.config.inversion.blends * images))
 
     def round_cost(self, student_steps: int, recipe: Recipe | None = None) -> float:
-        """Budget units of one round with so many student steps; without a recipe, of the neutral one."""
-        made = recipe or self.recipe()
-        invert = made.inverted * self.inversion_steps * self.costs.inversion
-        label = made.images * (self.stored_views * self.costs.teacher + self.costs.student)
-        replayed = student_steps * self.config.distillation.batch
-        anew = replayed * self.costs.teacher if self.config.buffer.views == 0 else 0.0
-        return invert + label + replayed + anew
+        """Budget units, in student training steps, of one round with so many; without a recipe, of the neutral one."""
+        made, costs, batch = recipe or self.recipe(), self.costs, self.config.distillation.batch
+        making = costs.searching(made.inverted, self.inversion_steps) + costs.labelling(made.images, self.stored_views)
+        step = learning = costs.learning(batch)
+        if self.config.buffer.views == 0:  # the teacher is asked anew
+            step += costs.teacher.on(batch)
+        return (making + student_steps * step) / learning
 
     @property
     def budget(self) -> float:
@@ -740,8 +719,8 @@ def _joined(parts: list[Samples]) -> Samples:
     return Samples(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
-def _generator_work(generator: nn.Module, latent: int) -> int:
-    """Multiply-adds of making one image."""
+def _generator_work(generator: nn.Module, latent: int) -> Work:
+    """What making images costs."""
 
     class OfLatents(nn.Module):
         def __init__(self) -> None:
@@ -753,4 +732,4 @@ def _generator_work(generator: nn.Module, latent: int) -> int:
             result: Tensor = self.generator(flat, torch.zeros(len(flat), dtype=torch.int64))
             return result
 
-    return count_multiply_adds(OfLatents(), (latent, 1, 1))
+    return Work.of(OfLatents(), (latent, 1, 1))

@@ -124,7 +124,7 @@ def test_effort_trades_rounds_for_student_steps_within_the_budget(effort: float)
 
 def test_double_effort_costs_exactly_the_additional_student_steps() -> None:
     engine = tiny_engine()
-    assert engine.round_cost(8) - engine.round_cost(4) == pytest.approx(4 * 32)
+    assert engine.round_cost(8) - engine.round_cost(4) == pytest.approx(4)
     assert engine.round_cost(0) > 0, "making samples is not free"
 
 
@@ -558,8 +558,10 @@ def test_textures_multiply_their_odds_and_save_the_search() -> None:
     next(loop := engine.loop())
     before = engine.spent
     engine.invert(Coefficients(textures=3.0))
-    saved = 8 * engine.inversion_steps * engine.costs.inversion
-    assert engine.spent - before == pytest.approx(engine.round_cost(0) - saved)
+    assert engine.spent - before == pytest.approx(engine.round_cost(0, Recipe(16, 16, 0)))
+    searched = engine.costs.searching(24, engine.inversion_steps) - engine.costs.searching(16, engine.inversion_steps)
+    step = engine.costs.learning(engine.config.distillation.batch)
+    assert engine.round_cost(0) - (engine.spent - before) == pytest.approx(searched / step)
     assert loop.send(Coefficients(textures=3.0))["inverted"] == 16
 
 
@@ -573,8 +575,10 @@ def test_a_share_of_textures_of_none_or_all_stays(share: float) -> None:
 
 def test_blends_are_candidates_between_two_images_and_cost_a_look_of_the_teacher() -> None:
     plain, blended = tiny_engine(), tiny_engine(changed(inversion={"blends": 0.5}))
-    teacher_looks = 16 * (blended.stored_views * blended.costs.teacher + blended.costs.student)
-    assert blended.round_cost(0) == pytest.approx(plain.round_cost(0) + teacher_looks)
+    costs, views = blended.costs, blended.stored_views
+    looks = costs.labelling(48, views) - costs.labelling(32, views)
+    assert looks == 16 * (views * costs.teacher.multiply_adds + costs.student.multiply_adds), "no look begins for them"
+    assert blended.round_cost(0) == pytest.approx(plain.round_cost(0) + looks / costs.learning(32))
     statistics = drive(blended, STEERED, rounds=2)[-1]
     assert statistics["candidates"] == 48
     assert blended.synthesized == (4 + 2 + 2) * 48

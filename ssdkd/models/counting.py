@@ -1,9 +1,10 @@
-"""The size and the cost of a model, for reports: parameters and multiply-adds."""
+"""The size and the cost of a model: parameters, multiply-adds and operations."""
 
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssdkd.errors import ConfigError
@@ -25,6 +26,25 @@ def count_multiply_adds(model: nn.Module, input_shape: tuple[int, int, int]) -> 
     with counter:
         dry_run(model, input_shape)
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
+
+
+def count_operations(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Operations that PyTorch starts for one forward pass, of however many images; a view of a tensor is none."""
+    counter = _Operations()
+    with counter:
+        dry_run(model, input_shape)
+    return counter.started
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [result.alias_info for result in func._schema.returns]
+        self.started += not any(alias is not None and not alias.is_write for alias in aliases)
+        return func(*args, **(kwargs or {}))
 
 
 def dry_run(model: nn.Module, input_shape: tuple[int, int, int], name: str = "the model") -> Any:
