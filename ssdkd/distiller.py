@@ -102,16 +102,16 @@ class Distiller:
         self,
         buffer: ReplayBuffer,
         batch: Tensor,
-        teacher: nn.Module,
+        ask: Callable[[Tensor], Tensor],
         max_shift: int,
         flip: bool,
         random: torch.Generator,
     ) -> Shown:
-        """A new random view of each row of `batch` (B,), for which the teacher is asked again."""
+        """A new random view of each row of `batch` (B,); `ask` says what the teacher answers."""
         views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
         inputs = self.to_inputs(render(buffer.images, batch, views, self.border))
-        with torch.no_grad(), self.autocast:
-            return inputs, teacher(inputs).float()
+        with torch.no_grad():
+            return inputs, ask(inputs)
 
     def replay(
         self,

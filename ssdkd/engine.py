@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
+from ssdkd.devices import LARGE_TO_ANSWER, autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
@@ -120,7 +121,9 @@ class Engine:
             Work.of(self.student, shape),
             _generator_work(generator, inversion.latent) if generator is not None else Work(),
         )
-        self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
+        teacher_work = self.costs.teacher.multiply_adds
+        self.autocast = autocast_for(config.precision, device, teacher_work)
+        self.autocast_to_label = autocast_for(config.precision, device, teacher_work, LARGE_TO_ANSWER)
         settings = InverterSettings(
             steps=self.inversion_steps,
             latent=inversion.latent,
@@ -542,7 +545,7 @@ class Engine:
 
     def _answers(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """What a network says, in batches of the size that is looked at fastest: (B, c, H, W) -> (B, C)."""
-        with self.autocast:
+        with self.autocast_to_label if network is self.teacher else self.autocast:
             return torch.cat([network(part).float() for part in inputs.split(self.looked_at_once)])
 
     @torch.no_grad()
@@ -558,7 +561,8 @@ class Engine:
         if self.config.buffer.views:
             return lambda batch: self.distiller.show_stored(buffer, batch, random)
         shift, flip = self.config.buffer.shift, self.spec.flip
-        return lambda batch: self.distiller.show_anew(buffer, batch, self.teacher, shift, flip, random)
+        ask = partial(self._answers, self.teacher)
+        return lambda batch: self.distiller.show_anew(buffer, batch, ask, shift, flip, random)
 
     @torch.no_grad()
     def _facts(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> dict[str, Tensor]:

@@ -152,7 +152,7 @@ def test_the_student_comes_to_do_the_teachers_job() -> None:
     """On digits that nobody trained on: from guessing to most of them right, in seconds."""
     engine = tiny_engine(
         changed(
-            rounds=40,
+            rounds=60,
             inversion={
                 "images": 64,
                 "steps": 3,
