@@ -1,5 +1,6 @@
 """The size and the cost of a model: parameters, multiply-adds and operations."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,16 +24,14 @@ def count_multiply_adds(model: nn.Module, input_shape: tuple[int, int, int]) -> 
     (normalisation, activation, pooling, bias) is not counted.
     """
     counter = FlopCounterMode(display=False)
-    with counter:
-        dry_run(model, input_shape)
+    dry_run(model, input_shape, watched_by=counter)
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
 
 def count_operations(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Operations that PyTorch starts for one forward pass, of however many images; a view of a tensor is none."""
     counter = _Operations()
-    with counter:
-        dry_run(model, input_shape)
+    dry_run(model, input_shape, watched_by=counter)
     return counter.started
 
 
@@ -47,7 +46,12 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dry_run(model: nn.Module, input_shape: tuple[int, int, int], name: str = "the model") -> Any:
+def dry_run(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    name: str = "the model",
+    watched_by: AbstractContextManager[Any] | None = None,
+) -> Any:
     """What the model returns for one image of zeros of shape `(C, H, W)`, leaving the model as it was.
 
     The model runs in evaluation mode, so no running statistic moves, and the random state is put back.
@@ -59,7 +63,7 @@ def dry_run(model: nn.Module, input_shape: tuple[int, int, int], name: str = "th
     example = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), watched_by or nullcontext():
             return model.eval()(image)
     except Exception as error:  # the model may be anyone's code
         raise ConfigError(

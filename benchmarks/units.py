@@ -1,0 +1,94 @@
+"""Whether a budget counts work as a processor does: making the images of a round, in student training steps.
+
+    python -m benchmarks.units --teachers-root teachers/digits
+    python -m benchmarks.units --tasks mnist --data-root DATA --teacher lenet5.safetensors --family 0
+
+What a round's images take, divided by what a student step takes: in processor seconds of one thread, and as
+`ssdkd.costs` counts it, for several costs of starting an operation (`STARTED`; 0 counts multiply-adds alone). Then the
+same over tasks drawn from the family, as the factor by which the count is off: its mean, and where two thirds lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import torch
+
+from agents.tasks import family_from, training_tasks
+from benchmarks.round import Clock
+from benchmarks.selection import HELD_OUT, task_config
+from ssdkd import costs
+from ssdkd.build import build_engine
+from ssdkd.coefficients import Coefficients
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.errors import run_command
+
+STARTED = (0, 250_000, 500_000, 1_000_000, 2_000_000)
+
+
+def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
+    """What making takes, in student steps: in seconds, and as counted for each of `STARTED`."""
+    engine = build_engine(config)
+    loop, neutral, clock = engine.loop(), Coefficients(), Clock(engine.device, processor=True)
+    next(loop)
+    clock.watch(engine, "invert", "making")
+    clock.watch(engine.distiller, "replay", "replay")
+    making, step = [], []
+    for _ in range(min(rounds, config.rounds or rounds)):
+        clock.seconds = {}
+        loop.send(neutral)
+        making.append(clock.seconds["making"])
+        step.append(clock.seconds["replay"] / engine._steps)
+        if engine.finished:
+            break
+    kept, counted = costs.STARTED, []
+    for costs.STARTED in STARTED:
+        counted.append(engine.round_cost(0))
+    costs.STARTED = kept
+    return statistics.median(making) / statistics.median(step), counted
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.units", description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", nargs="*", default=["digits", "held-out"], help="as of benchmarks.selection")
+    parser.add_argument("--family", type=int, default=40, help="tasks to draw from the family that policies train on")
+    parser.add_argument("--teachers-root", help="folder of the family's teachers (benchmarks.make_family)")
+    parser.add_argument("--data-root", help="where the data sets are")
+    parser.add_argument("--teacher", help="weights of MNIST's teacher")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds to time, of which the median counts")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    family = family_from("family", given.teachers_root) if given.teachers_root else None
+    counts = " | ".join(f"{started / 1e6:g} M" for started in STARTED)
+    print(f"| task | in seconds | counted: {counts} |\n" + "| --- " * (2 + len(STARTED)) + "|")
+    names = [f"{HELD_OUT}{n}" for n in (1, 2, 3)]
+    for task in [name for of in given.tasks for name in (names if of == "held-out" else [of])]:
+        with tempfile.TemporaryDirectory() as given.out:
+            config = task_config(task, given, [])
+        in_seconds, counted = ratios(config, given.rounds)
+        print(f"| {task} | {in_seconds:.1f} | " + " | ".join(f"{c:.1f}" for c in counted) + " |", flush=True)
+    if family is None or not given.family:
+        return
+    tasks, base = training_tasks(family), read_yaml(family.base)
+    off: list[list[float]] = []
+    for task_layer in random.Random(0).sample(tasks, min(given.family, len(tasks))):
+        in_seconds, counted = ratios(build(RunConfig, [base, (task_layer, "a task")]), given.rounds)
+        off.append([math.log(c / in_seconds) for c in counted])
+    spread = [(math.exp(statistics.mean(o)), math.exp(statistics.stdev(o))) for o in zip(*off, strict=True)]
+    cells = [f"{mean:.2f} */ {factor:.2f}" for mean, factor in spread]
+    print(f"| {len(off)} of the family: counted / seconds | | " + " | ".join(cells) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
