@@ -90,14 +90,34 @@ class TrainConfig:
     checkpoint_every: int = option(2_000, "steps between checkpoints; 0: only at the end", low=0)
     out: str = option("runs", "folder in which every training makes a folder of its own")
 
+    def observed(self) -> list[str]:
+        return self.observe or [entry.name for entry in ENTRIES]
+
+    def acted(self) -> list[str]:
+        return self.act or [r.name for r in RANGES]
+
+    def beginning(self) -> LearnedPolicy | None:
+        """The policy to begin with, if there is one; it must be of the make that is trained."""
+        if self.begin is None:
+            return None
+        policy = load_policy(self.begin)
+        mine = {"algorithm": self.algorithm, "net_arch": list(self.net_arch), "activation": self.activation}
+        for name, value in {**mine, "observations": self.observed(), "actions": self.acted()}.items():
+            other = getattr(policy.description, name)
+            if other != value:
+                raise ConfigError(
+                    f"begin: the policy's {name} is {other} and here it is {value}; "
+                    "begin with a policy of the same make."
+                )
+        return policy
+
 
 class Training:
     """One training: the vector of environments, the algorithm, and what is scaled by what."""
 
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
-        self.observations = config.observe or [entry.name for entry in ENTRIES]
-        self.actions = config.act or [r.name for r in RANGES]
+        self.observations, self.actions = config.observed(), config.acted()
         columns_of(self.observations), rows_of(self.actions)
         make = _environment(base, list(tasks), config, self.observations, self.actions)
         several = config.processes and config.environments > 1
@@ -121,13 +141,6 @@ class Training:
 
     def begin_as(self, policy: LearnedPolicy) -> None:
         """Take over its weights, and the scales of what it sees, as if they had been seen for long."""
-        mine = self.policy().description
-        for name in ("algorithm", "net_arch", "activation", "observations", "actions"):
-            if getattr(policy.description, name) != getattr(mine, name):
-                raise ConfigError(
-                    f"begin: the policy's {name} is {getattr(policy.description, name)} and here it is "
-                    f"{getattr(mine, name)}; begin with a policy of the same make."
-                )
         self.model.policy.load_state_dict(policy.network.state_dict())
         if self.config.normalise:
             seen = self.vector.obs_rms
@@ -306,8 +319,17 @@ def _steps_of(line: str) -> float:
         return math.inf
 
 
-def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None = None, quiet: bool = False) -> Path:
-    """Learn until `config.steps`, from the beginning or from a checkpoint's `state`: -> the policy's file."""
+def train(
+    config: TrainConfig,
+    folder: RunFolder,
+    begin: LearnedPolicy | None = None,
+    state: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Learn until `config.steps`, from the beginning, perhaps with a policy, or from a checkpoint's `state`.
+
+    Returns the policy's file.
+    """
     family = family_from(config.family, config.teachers_root)
     tasks = training_tasks(family)
     training = Training(config, tasks, family.base)
@@ -315,8 +337,8 @@ def train(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None =
     try:
         if state is None:
             training.vector.seed(config.seed * 1_000_003)
-            if config.begin is not None:
-                training.begin_as(load_policy(config.begin))
+            if begin is not None:
+                training.begin_as(begin)
         else:
             _restore(training, state)
         outputs: list[Any] = [EventOutput(folder.path, config, after=model.num_timesteps)]
@@ -380,11 +402,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if given.resume is None:
         algorithm_class(config.algorithm)  # what cannot be had is noticed before there is a folder
-        if config.begin is not None:
-            load_policy(config.begin)
+        state, begin = None, config.beginning()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
-        state = None
     else:
         folder = RunFolder.existing(given.resume)
         before, _ = _read([], str(folder / CONFIG))
@@ -393,8 +413,9 @@ def run(argv: Sequence[str] | None = None) -> None:
             if not key.startswith(HARMLESS):
                 raise ConfigError(f"{key} was {old!r} in {folder.path} and is {new!r} now; start a new training.")
         state = _newest_state(folder)
+        begin = config.beginning() if state is None else None
     with folder.claimed():
-        print(f"policy: {train(config, folder, state, given.quiet)}")
+        print(f"policy: {train(config, folder, begin, state, given.quiet)}")
 
 
 def _newest_state(folder: RunFolder) -> dict[str, Any] | None:

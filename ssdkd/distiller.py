@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class Distiller:
         """`mean` and `std` (1, c, 1, 1) normalise pixels in [0, 1]; `clip` bounds the gradient's norm (0: not)."""
         self.student = student
         self.optimizer = optimizer
-        self.scale, self.shift = 1.0 / (255.0 * std), -mean / std
+        self._scale, self._shift = 1.0 / (255.0 * std), -mean / std
         self.temperature = temperature
         self.clip = clip
         self.autocast = autocast
@@ -88,30 +88,38 @@ class Distiller:
     def to_inputs(self, images: Tensor) -> Tensor:
         """Normalise what `render` shows: (B, c, H, W) uint8 -> float."""
         # as large as an image, not one number a channel: a CPU then works on many pixels at once
-        scale, shift = (laid_out(of.expand_as(images[:1]), torch.channels_last) for of in (self.scale, self.shift))
-        return laid_out(torch.addcmul(shift, images.float(), scale), self.layout)
+        if self._scale.shape[1:] != images.shape[1:]:
+            one_image = images.shape[1:]
+            self._scale, self._shift = (
+                laid_out(of[..., :1, :1].expand(1, *one_image), torch.channels_last)
+                for of in (self._scale, self._shift)
+            )
+        return laid_out(torch.addcmul(self._shift, images.float(), self._scale), self.layout)
 
-    def show_stored(self, buffer: ReplayBuffer, batch: Tensor, random: torch.Generator) -> Shown:
-        """One of the stored views of each row of `batch` (B,), with the teacher's stored answer to it."""
+    def show_stored(self, buffer: ReplayBuffer, rows: Tensor, random: torch.Generator) -> Iterator[Shown]:
+        """For each batch of `rows` (K, B): one of the stored views of each, with the teacher's stored answers."""
         stored = buffer.views.shape[1]
-        view = torch.randint(0, stored, batch.shape, generator=random, device=batch.device)
-        shown = render(buffer.images, batch, buffer.views[batch, view], self.border)
-        return self.to_inputs(shown), buffer.logits[batch, view]
+        view = torch.randint(0, stored, rows.shape, generator=random, device=rows.device)
+        views, logits = buffer.views[rows, view], buffer.logits[rows, view]
+        for batch, seen, answers in zip(rows, views, logits, strict=True):
+            yield self.to_inputs(render(buffer.images, batch, seen, self.border)), answers
 
     def show_anew(
         self,
         buffer: ReplayBuffer,
-        batch: Tensor,
+        rows: Tensor,
         ask: Callable[[Tensor], Tensor],
         max_shift: int,
         flip: bool,
         random: torch.Generator,
-    ) -> Shown:
-        """A new random view of each row of `batch` (B,); `ask` says what the teacher answers."""
-        views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
-        inputs = self.to_inputs(render(buffer.images, batch, views, self.border))
-        with torch.no_grad():
-            return inputs, ask(inputs)
+    ) -> Iterator[Shown]:
+        """For each batch of `rows` (K, B): a new random view of each; `ask` says what the teacher answers."""
+        for batch in rows:
+            views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
+            inputs = self.to_inputs(render(buffer.images, batch, views, self.border))
+            with torch.no_grad():
+                answers = ask(inputs)
+            yield inputs, answers
 
     def replay(
         self,
@@ -119,16 +127,15 @@ class Distiller:
         rows: Tensor,
         weights: Tensor,
         learning_rate: float,
-        show: Callable[[Tensor], Shown],
+        shown: Iterable[Shown],
     ) -> Replayed:
-        """Train one step on each row of `rows` (K, B), every draw weighted by its entry in `weights` (K, B)."""
+        """Train one step on each of K batches: what is `shown` of `rows` (K, B), weighted by `weights` (K, B)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.student.train()
         loss_sum = torch.zeros((), device=rows.device)
         agree_sum = torch.zeros((), device=rows.device)
-        for batch, weight in zip(rows, weights, strict=True):
-            inputs, teacher_logits = show(batch)
+        for batch, weight, (inputs, teacher_logits) in zip(rows, weights, shown, strict=True):
             loss, agree = self._step(buffer, batch, inputs, teacher_logits, weight)
             loss_sum += loss
             agree_sum += agree

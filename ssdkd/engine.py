@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import LARGE_TO_ANSWER, autocast_for, compiles, layout_for, looked_at_once
-from ssdkd.distiller import Distiller, Replayed, divergence, make_optimizer
+from ssdkd.distiller import Distiller, Replayed, Shown, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import (
@@ -359,15 +359,16 @@ class Engine:
             left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
             steps = max(1, min(steps, round(left)))
         pi = self._priorities(coefficients)
-        rows = selection.draw(pi, steps * learning.batch, self.random["replay"])
-        weights = selection.importance_weights(pi, coefficients.beta, rows)
-        buffer.note_visits(rows)
+        drawn = selection.draw(pi, steps * learning.batch, self.random["replay"])
+        weights = selection.importance_weights(pi, coefficients.beta, drawn)
+        buffer.note_visits(drawn)
+        rows = drawn.view(steps, learning.batch)
         replayed = self.distiller.replay(
             buffer,
-            rows.view(steps, learning.batch),
+            rows,
             weights.view(steps, learning.batch),
             learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
-            self._show(),
+            self._shown(rows),
         )
         self._replayed_by, self._steps = pi, steps
         self.spent += self.round_cost(steps) - self.round_cost(0)
@@ -556,13 +557,13 @@ class Engine:
         said, learned = evenly(samples.logits[:, 0], JUDGED), self._answers(self.learner, inputs)
         return Candidates(samples, divergence(said, learned, self.config.distillation.temperature))
 
-    def _show(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _shown(self, rows: Tensor) -> Iterator[Shown]:
+        """What the student sees of each batch of `rows` (K, B), and what the teacher says of it."""
         buffer, random = self.buffer, self.random["replay"]
         if self.config.buffer.views:
-            return lambda batch: self.distiller.show_stored(buffer, batch, random)
-        shift, flip = self.config.buffer.shift, self.spec.flip
+            return self.distiller.show_stored(buffer, rows, random)
         ask = partial(self._answers, self.teacher)
-        return lambda batch: self.distiller.show_anew(buffer, batch, ask, shift, flip, random)
+        return self.distiller.show_anew(buffer, rows, ask, self.config.buffer.shift, self.spec.flip, random)
 
     @torch.no_grad()
     def _facts(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ def test_a_policy_that_cannot_be_had_is_noticed_before_a_folder_is_made(
 def test_a_run_that_adapts_learns_and_resumes_exactly(algorithm: str, tmp_path: Path) -> None:
     """Cut at round 10, it ends with the same student, and the same policy and optimisers, as without the cut."""
     some_policy(algorithm, arguments={} if algorithm == "ppo" else {"batch_size": 8}).save(tmp_path / "p.safetensors")
-    config = settings(tmp_path, rounds=24, checkpoint={"rounds": 10, "minutes": 0.0, "keep": 9})
+    config = settings(tmp_path, rounds=40, checkpoint={"rounds": 10, "minutes": 0.0, "keep": 9})
     flags = ["--policy", "learned", "--adapt", "--policy-file", str(tmp_path / "p.safetensors"), "--quiet"]
     assert run.main(["--config", config, *flags]) == 0
     whole = only_run(tmp_path)
@@ -497,9 +497,9 @@ def test_a_training_may_begin_with_a_policy(tmp_path: Path, capsys: pytest.Captu
     )
     second.vector.close()
     assert train.main(flags) == 0, "and it learns on"
+    folders = len(list((tmp_path / "runs").iterdir()))
     assert train.main([*flags, "--net-arch", "[4]"]) == 2
     assert "begin: the policy's net_arch is [8] and here it is [4]" in capsys.readouterr().err
-    folders = len(list((tmp_path / "runs").iterdir()))
     assert train.main([*flags, "--begin", "nowhere.safetensors"]) == 2
     assert len(list((tmp_path / "runs").iterdir())) == folders
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, Samples, random_views
-from ssdkd.distiller import Distiller, bound_gradients, divergence, make_optimizer
+from ssdkd.distiller import Distiller, Replayed, bound_gradients, divergence, make_optimizer
 
 CLASSES, SIZE = 4, 6
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
@@ -48,6 +48,11 @@ def distiller(student: nn.Module, learning_rate: float = 0.1, clip: float = 0.0,
 def plainly(d: Distiller, buffer: ReplayBuffer, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Show each image as it is."""
     return d.to_inputs(buffer.images[rows].permute(0, 3, 1, 2)), buffer.logits[rows, 0]
+
+
+def replayed(d: Distiller, buffer: ReplayBuffer, rows: Tensor, weights: Tensor, learning_rate: float) -> Replayed:
+    """A replay of `rows` (K, B), each image shown as it is."""
+    return d.replay(buffer, rows, weights, learning_rate, (plainly(d, buffer, batch) for batch in rows))
 
 
 def parameters(model: nn.Module) -> Tensor:
@@ -91,7 +96,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
     weights = torch.rand(16, generator=random_from(3))
     rows = torch.tensor([[3, 9, 9, 14]])
     d = distiller(student)
-    replayed = d.replay(buffer, rows, weights[rows], 0.05, lambda batch: plainly(d, buffer, batch))
+    outcome = replayed(d, buffer, rows, weights[rows], 0.05)
     inputs, teacher_logits = plainly(d, buffer, rows[0])
     log_q = F.log_softmax(reference(inputs) / 2.0, dim=1)
     p = torch.softmax(teacher_logits / 2.0, dim=1)
@@ -99,13 +104,13 @@ def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
     loss.backward()
     expected = torch.cat([(q - 0.05 * q.grad).detach().flatten() for q in reference.parameters()])
     assert torch.allclose(parameters(student), expected, atol=1e-6)
-    assert replayed.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert outcome.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_a_sample_without_weight_teaches_nothing() -> None:
     student, buffer = linear_student(), filled_buffer()
     before, d = parameters(student), distiller(student)
-    d.replay(buffer, torch.arange(16).view(2, 8), torch.zeros(2, 8), 0.5, lambda b: plainly(d, buffer, b))
+    replayed(d, buffer, torch.arange(16).view(2, 8), torch.zeros(2, 8), 0.5)
     assert torch.equal(parameters(student), before)
 
 
@@ -113,10 +118,9 @@ def test_replay_brings_the_student_closer_to_the_teacher() -> None:
     student, buffer = linear_student(), filled_buffer()
     d = distiller(student)
     rows = torch.arange(16).repeat(30, 1)
-    show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
-    first = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.05, show)
-    d.replay(buffer, rows, torch.ones(rows.shape), 0.05, show)
-    last = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.05, show)
+    first = replayed(d, buffer, rows[:1], torch.ones(1, 16), 0.05)
+    replayed(d, buffer, rows, torch.ones(rows.shape), 0.05)
+    last = replayed(d, buffer, rows[:1], torch.ones(1, 16), 0.05)
     assert last.loss < 0.2 * first.loss
     assert last.agreement > first.agreement
 
@@ -126,7 +130,7 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
     for clip in (0.0, 0.01):
         student, buffer = linear_student(), filled_buffer()
         before, d = parameters(student), distiller(student, clip=clip)
-        d.replay(buffer, torch.arange(16)[None], torch.ones(1, 16), 1.0, lambda b, d=d, m=buffer: plainly(d, m, b))
+        replayed(d, buffer, torch.arange(16)[None], torch.ones(1, 16), 1.0)
         steps[clip] = (parameters(student) - before).norm().item()
     assert steps[0.0] > 0.1
     assert steps[0.01] == pytest.approx(0.01, rel=1e-3)
@@ -139,7 +143,7 @@ def test_delta_of_what_was_replayed_is_refreshed_and_of_the_rest_is_not() -> Non
     with torch.no_grad():
         inputs, teacher_logits = plainly(d, buffer, rows)
         expected = divergence(teacher_logits, student(inputs), 2.0)
-    d.replay(buffer, rows[None], torch.ones(1, 3), 0.1, lambda batch: plainly(d, buffer, batch))
+    replayed(d, buffer, rows[None], torch.ones(1, 3), 0.1)
     assert torch.allclose(buffer.delta[rows], expected, atol=1e-5)
     untouched = [i for i in range(16) if i not in rows.tolist()]
     assert buffer.delta[untouched].tolist() == [1.0] * 13
@@ -159,8 +163,8 @@ def test_agreement_is_the_share_of_images_on_which_both_name_the_same_class() ->
     said[:2] = said[:2].roll(1, dims=1)
     student = Says(said)
     d = distiller(student)
-    replayed = d.replay(buffer, torch.arange(8)[None], torch.ones(1, 8), 0.0, lambda batch: plainly(d, buffer, batch))
-    assert replayed.agreement.item() == pytest.approx(6 / 8)
+    outcome = replayed(d, buffer, torch.arange(8)[None], torch.ones(1, 8), 0.0)
+    assert outcome.agreement.item() == pytest.approx(6 / 8)
 
 
 # -- what is shown --------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_a_stored_view_comes_with_the_answer_that_was_stored_for_it() -> None:
     buffer, d, generator = filled_buffer(views=3), distiller(linear_student()), random_from(2)
     answers = {tuple(a): (i, v) for i, per in enumerate(buffer.logits.tolist()) for v, a in enumerate(per)}
     batch = torch.arange(16).repeat(8)
-    inputs, logits = d.show_stored(buffer, batch, generator)
+    ((inputs, logits),) = d.show_stored(buffer, batch[None], generator)
     found = [answers[tuple(a)] for a in logits.tolist()]
     assert [i for i, _ in found] == batch.tolist(), "the answer belongs to another image"
     assert {v for _, v in found} == {0, 1, 2}
@@ -181,11 +185,11 @@ def test_a_stored_view_comes_with_the_answer_that_was_stored_for_it() -> None:
 
 def test_a_new_view_comes_with_what_the_teacher_says_of_it() -> None:
     buffer, d, teacher = filled_buffer(), distiller(linear_student()), linear_student(7)
-    inputs, logits = d.show_anew(buffer, torch.arange(16), teacher, 2, True, random_from(0))
+    ((inputs, logits),) = d.show_anew(buffer, torch.arange(16)[None], teacher, 2, True, random_from(0))
     assert torch.allclose(logits, teacher(inputs), atol=1e-5)
     plain = d.to_inputs(buffer.images.permute(0, 3, 1, 2))
     assert not torch.equal(inputs, plain), "no view was drawn"
-    unmoved, _ = d.show_anew(buffer, torch.arange(16), teacher, 0, False, random_from(0))
+    ((unmoved, _),) = d.show_anew(buffer, torch.arange(16)[None], teacher, 0, False, random_from(0))
     assert torch.equal(unmoved, plain)
     assert not logits.requires_grad
 
@@ -197,9 +201,9 @@ def test_a_black_border_is_shown_black(stored: bool) -> None:
     d.border = "black"
     rows = torch.arange(16).repeat(8)
     if stored:
-        inputs, _ = d.show_stored(buffer, rows, generator)
+        ((inputs, _),) = d.show_stored(buffer, rows[None], generator)
     else:
-        inputs, _ = d.show_anew(buffer, rows, linear_student(7), 1, True, generator)
+        ((inputs, _),) = d.show_anew(buffer, rows[None], linear_student(7), 1, True, generator)
     black = torch.isclose(inputs, d.to_inputs(torch.zeros(1, 3, 1, 1))).all(dim=1)
     assert black.any(), "nothing was shifted"
     assert not black[:, 1:-1, 1:-1].any()
@@ -213,11 +217,10 @@ def test_every_named_optimiser_learns(name: str) -> None:
     student, buffer = linear_student(), filled_buffer()
     optimizer = make_optimizer(student, name, 0.01, 0.9, 1e-4)
     d = Distiller(student, optimizer, MEAN, STD, 2.0, 0.0, nullcontext())
-    show = lambda batch: plainly(d, buffer, batch)  # noqa: E731
     rows = torch.arange(16).repeat(40, 1)
-    first = d.replay(buffer, rows[:1], torch.ones(1, 16), 0.01, show).loss
-    d.replay(buffer, rows, torch.ones(rows.shape), 0.01, show)
-    assert d.replay(buffer, rows[:1], torch.ones(1, 16), 0.01, show).loss < 0.5 * first
+    first = replayed(d, buffer, rows[:1], torch.ones(1, 16), 0.01).loss
+    replayed(d, buffer, rows, torch.ones(rows.shape), 0.01)
+    assert replayed(d, buffer, rows[:1], torch.ones(1, 16), 0.01).loss < 0.5 * first
 
 
 def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
@@ -225,7 +228,7 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
     student[1].weight.requires_grad_(False)
     weight, bias = student[1].weight.clone(), student[1].bias.detach().clone()
     d = distiller(student)
-    d.replay(buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1, lambda batch: plainly(d, buffer, batch))
+    replayed(d, buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1)
     assert torch.equal(student[1].weight, weight)
     assert not torch.equal(student[1].bias, bias)
 
