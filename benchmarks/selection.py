@@ -240,6 +240,33 @@ def rank_correlation(probe_kl: Sequence[float], accuracy: Sequence[float]) -> fl
     return float(stats.spearmanr(*zip(*known, strict=True)).statistic)
 
 
+Figures = dict[str, dict[str, float]]  # policy -> what its run came to, by name
+
+
+def figures_of(runs: dict[str, Outcome]) -> Figures:
+    """What every policy's run of one task and seed came to; in time: up to where the fastest of them ended."""
+    end = min(o.seconds[-1] for o in runs.values())
+    return {
+        p: {
+            "final": o.final,
+            "area": area_under(o.shares, o.accuracy),
+            "final_in_time": float(np.interp(end, o.seconds, o.accuracy)),
+            "area_in_time": area_until(o.seconds, o.accuracy, end),
+        }
+        for p, o in runs.items()
+    }
+
+
+def estimates(of_seeds: Sequence[Figures]) -> dict[str, Any]:
+    """The middle of each policy's figures over the seeds, and of what its area is above ssdkd's."""
+    found: dict[str, Any] = {}
+    for p in of_seeds[0]:
+        found[p] = {name: asdict(estimate([f[p][name] for f in of_seeds])) for name in of_seeds[0][p]}
+        if "ssdkd" in of_seeds[0]:
+            found[p]["area_over_ssdkd"] = asdict(estimate([f[p]["area"] - f["ssdkd"]["area"] for f in of_seeds]))
+    return found
+
+
 def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of one task's runs, by policy; seeds that not every policy has are left out."""
     policies = list(dict.fromkeys(o.policy for o in outcomes))
@@ -247,28 +274,21 @@ def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     seeds = [s for s in sorted({o.seed for o in outcomes}) if all((p, s) in of for p in policies)]
     if not seeds:
         raise ConfigError("there is no seed that every policy has finished; let the runs come to their end.")
-    times = {s: min(of[p, s].seconds[-1] for p in policies) for s in seeds}
-    areas = {p: [area_under(of[p, s].shares, of[p, s].accuracy) for s in seeds] for p in policies}
+    found = estimates([figures_of({p: of[p, s] for p in policies}) for s in seeds])
     targets = np.array([of["ssdkd", s].final for s in seeds]) if "ssdkd" in policies else None
-    found: dict[str, Any] = {}
     for p in policies:
         runs = [of[p, s] for s in seeds]
         ranks = [rank_correlation(o.probe_kl, o.accuracy[1:]) for o in runs]
         known = [rank for rank in ranks if rank is not None]
-        told: dict[str, Any] = {
-            "final": asdict(estimate([o.final for o in runs])),
-            "area": asdict(estimate(areas[p])),
-            "final_in_time": asdict(estimate([float(np.interp(times[o.seed], o.seconds, o.accuracy)) for o in runs])),
-            "area_in_time": asdict(estimate([area_until(o.seconds, o.accuracy, times[o.seed]) for o in runs])),
+        found[p] |= {
             "rank_correlation": float(np.median(known)) if known else None,
             "rank_correlations": ranks,
             "seconds": float(np.median([o.seconds[-1] for o in runs])),
         }
         if targets is not None:
-            rises = [mine - its for mine, its in zip(areas[p], areas["ssdkd"], strict=True)]
-            told["area_over_ssdkd"] = asdict(estimate(rises))
-            told["reaches_ssdkd"] = reaches(np.stack([np.interp(GRID, o.shares, o.accuracy) for o in runs]), targets)
-        found[p] = told
+            found[p]["reaches_ssdkd"] = reaches(
+                np.stack([np.interp(GRID, o.shares, o.accuracy) for o in runs]), targets
+            )
     return {"seeds": seeds, "policies": found}
 
 
@@ -280,22 +300,13 @@ def over_tasks(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     seeds = [s for s in known if all((p, t, s) in of for p in policies for t in tasks)]
     if not seeds:
         return {}
-    mean = {
-        p: {
-            "final": [float(np.mean([of[p, t, s].final for t in tasks])) for s in seeds],
-            "area": [
-                float(np.mean([area_under(of[p, t, s].shares, of[p, t, s].accuracy) for t in tasks])) for s in seeds
-            ],
-        }
-        for p in policies
-    }
-    found: dict[str, Any] = {}
-    for p in policies:
-        found[p] = {name: asdict(estimate(values)) for name, values in mean[p].items()}
-        if "ssdkd" in policies:
-            rises = [mine - its for mine, its in zip(mean[p]["area"], mean["ssdkd"]["area"], strict=True)]
-            found[p]["area_over_ssdkd"] = asdict(estimate(rises))
-    return {"tasks": tasks, "seeds": seeds, "policies": found}
+    of_seeds = []
+    for s in seeds:
+        of_tasks = [figures_of({p: of[p, t, s] for p in policies}) for t in tasks]
+        of_seeds.append(
+            {p: {name: float(np.mean([f[p][name] for f in of_tasks])) for name in of_tasks[0][p]} for p in policies}
+        )
+    return {"tasks": tasks, "seeds": seeds, "policies": estimates(of_seeds)}
 
 
 # ----------------------------------------------------------------------------------------------------
