@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ssdkd.models import count_multiply_adds, count_operations
+from ssdkd.models import count_work
 
 STARTED = 1_000_000  # what fits the seconds of one CPU core best (docs/results.md)
 
@@ -25,7 +25,7 @@ class Work:
 
     @classmethod
     def of(cls, model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
-        return cls(count_multiply_adds(model, input_shape), count_operations(model, input_shape))
+        return cls(*count_work(model, input_shape))
 
     def on(self, images: int, batches: int = 1) -> float:
         """What so many images cost in so many batches."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from ssdkd.errors import ConfigError
 
 LARGE = 5_000_000  # multiply-adds of an image from which reduced precision gains more than its casts cost
-LARGE_TO_ANSWER = 250_000  # the same where a network is asked alone, not trained: no gradient has to be cast back
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,13 +55,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in words))
 
 
-def autocast_for(precision: str, device: torch.device, work: int, large: int = LARGE) -> AbstractContextManager[Any]:
+def autocast_for(precision: str, device: torch.device, work: int) -> AbstractContextManager[Any]:
     """bfloat16 where it was asked for, or where `auto` finds hardware for it and networks large enough to gain.
 
     `work` is the multiply-adds of the network on one image.
     """
     if precision == "auto":
-        precision = "bfloat16" if work > large and has_fast_bfloat16(device) else "float32"
+        precision = "bfloat16" if work > LARGE and has_fast_bfloat16(device) else "float32"
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

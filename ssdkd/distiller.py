@@ -18,10 +18,17 @@ from ssdkd.devices import laid_out
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """KL(T || S) of the softened outputs, times temperature squared: (B, C), (B, C) -> (B,)."""
+    return divergence_and_slope(teacher_logits, student_logits, temperature)[0]
+
+
+def divergence_and_slope(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """That divergence (B,), and its derivative by the student's logits (B, C)."""
     # classes first: a CPU then works on many images at once, where a row of ten classes would be too short
     target = F.log_softmax(teacher_logits.t() / temperature, dim=0)
     learned = F.log_softmax(student_logits.t() / temperature, dim=0)
-    return (target.exp() * (target - learned)).sum(dim=0) * temperature**2
+    chances = target.exp()
+    delta = (chances * (target - learned)).sum(dim=0) * temperature**2
+    return delta, ((learned.exp() - chances) * temperature).t()
 
 
 def make_optimizer(
@@ -146,16 +153,16 @@ class Distiller:
     ) -> tuple[Tensor, Tensor]:
         with self.autocast:
             student_logits = self.forward(inputs)
-        student_logits = student_logits.float()
-        delta = divergence(teacher_logits, student_logits, self.temperature)
-        loss = (weights * delta).mean()
+        said = student_logits.detach().float()
+        delta, slope = divergence_and_slope(teacher_logits, said, self.temperature)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # of the mean weighted loss; written down rather than recorded, which takes as long as a layer
+        student_logits.backward((slope * (weights[:, None] / len(weights))).to(student_logits.dtype))
         if self.clip > 0:
             bound_gradients(self.student, self.clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        buffer.note_replay(batch, delta.detach())
-        agree = (student_logits.detach().argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
-        return loss.detach(), agree
+        buffer.note_replay(batch, delta)
+        agree = (said.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+        return (weights * delta).mean(), agree

@@ -20,7 +20,7 @@ from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import LARGE_TO_ANSWER, autocast_for, compiles, layout_for, looked_at_once
+from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, Shown, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
@@ -121,9 +121,7 @@ class Engine:
             Work.of(self.student, shape),
             _generator_work(generator, inversion.latent) if generator is not None else Work(),
         )
-        teacher_work = self.costs.teacher.multiply_adds
-        self.autocast = autocast_for(config.precision, device, teacher_work)
-        self.autocast_to_label = autocast_for(config.precision, device, teacher_work, LARGE_TO_ANSWER)
+        self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
         settings = InverterSettings(
             steps=self.inversion_steps,
             latent=inversion.latent,
@@ -546,7 +544,7 @@ class Engine:
 
     def _answers(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """What a network says, in batches of the size that is looked at fastest: (B, c, H, W) -> (B, C)."""
-        with self.autocast_to_label if network is self.teacher else self.autocast:
+        with self.autocast:
             return torch.cat([network(part).float() for part in inputs.split(self.looked_at_once)])
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The size and the cost of a model: parameters, multiply-adds and operations."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -23,16 +24,19 @@ def count_multiply_adds(model: nn.Module, input_shape: tuple[int, int, int]) -> 
     Exact for convolutions, linear layers and products of matrices; what costs next to nothing beside them
     (normalisation, activation, pooling, bias) is not counted.
     """
-    counter = FlopCounterMode(display=False)
-    dry_run(model, input_shape, watched_by=counter)
-    return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
+    return count_work(model, input_shape)[0]
 
 
 def count_operations(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Operations that PyTorch starts for one forward pass, of however many images; a view of a tensor is none."""
-    counter = _Operations()
-    dry_run(model, input_shape, watched_by=counter)
-    return counter.started
+    return count_work(model, input_shape)[1]
+
+
+def count_work(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Both of the above, of a single pass."""
+    counter, operations = FlopCounterMode(display=False), _Operations()
+    dry_run(model, input_shape, watched_by=(counter, operations))
+    return counter.get_total_flops() // 2, operations.started  # a multiply-add is two floating-point operations
 
 
 class _Operations(TorchDispatchMode):
@@ -50,7 +54,7 @@ def dry_run(
     model: nn.Module,
     input_shape: tuple[int, int, int],
     name: str = "the model",
-    watched_by: AbstractContextManager[Any] | None = None,
+    watched_by: Sequence[AbstractContextManager[Any]] = (),
 ) -> Any:
     """What the model returns for one image of zeros of shape `(C, H, W)`, leaving the model as it was.
 
@@ -63,7 +67,9 @@ def dry_run(
     example = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), watched_by or nullcontext():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), ExitStack() as watching:
+            for counter in watched_by:
+                watching.enter_context(counter)
             return model.eval()(image)
     except Exception as error:  # the model may be anyone's code
         raise ConfigError(
