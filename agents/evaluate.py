@@ -184,17 +184,18 @@ def difference(episodes: Sequence[Episode], name: str, other: str, measure: str)
 
 def show(episodes: Sequence[Episode]) -> None:
     """Print the summary, over all tasks and for each, and what each policy is worth beside the first."""
+    width = min(max(len(e.policy) for e in episodes), 60)  # a longer name stands out, and whole
     for task in ["all tasks", *dict.fromkeys(e.task for e in episodes)]:
         own = [e for e in episodes if task in ("all tasks", e.task)]
         print(f"\n{task} ({len({(e.task, e.seed) for e in own})} episodes each, interquartile means)")
         for name, values in summary(own).items():
-            print(f"  {name:32.32s} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
+            print(f"  {name:{width}} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
     first, *others = dict.fromkeys(e.policy for e in episodes)
     if others:
         print(f"\nabove {first}, on the same task from the same seed (mean, standard error)")
     for name in others:
         gaps = {m: difference(episodes, name, first, m) for m in MEASURES}
-        print(f"  {name:32.32s} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items() if g))
+        print(f"  {name:{width}} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items() if g))
 
 
 def run(argv: Sequence[str] | None = None) -> list[Episode]:

@@ -671,3 +671,10 @@ def test_means_and_areas() -> None:
     assert interquartile_mean([1, 2, 3, 1000]) == pytest.approx(2.5)
     assert interquartile_mean([5.0]) == 5.0
     assert interquartile_mean([0, 1, 2, 3, 100]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
+
+
+def test_policies_with_long_names_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{{w_div: 1.46, refresh: 0.3, alpha: 0.42, eta: 0.2, gamma: {gamma}}}" for gamma in (0.0, 0.7)]
+    evaluate.show([evaluate.Episode(name, "a task", 0, 1.0, 1.0, 50.0, 60.0, 70.0, 9, 1.0, 2.0) for name in names])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
