@@ -455,6 +455,16 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
     return config
 
 
+def named_tasks(tasks: Sequence[str], teachers_root: str | None) -> list[str]:
+    """Each once, `held-out` as the tasks that it stands for."""
+    named = list(dict.fromkeys(tasks))
+    if "held-out" in named:
+        place = named.index("held-out")
+        how_many = len(held_out_tasks(family_from("family", teachers_root)))
+        named[place : place + 1] = [f"{HELD_OUT}{n + 1}" for n in range(how_many)]
+    return named
+
+
 def named_rules(policies: Sequence[str]) -> dict[str, str]:
     """Policies as the command line names them -> name in the results -> what decides."""
     rules: dict[str, str] = {}
@@ -486,13 +496,8 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
     if given.ablate and digest:
         read = load_policy(given.policy_file).description.actions
         rules |= {f"without_{name}": WITHOUT + name for name in (*read, "feedback")}
-    tasks = list(dict.fromkeys(given.tasks))
-    if "held-out" in tasks:
-        place = tasks.index("held-out")
-        how_many = len(held_out_tasks(family_from("family", given.teachers_root)))
-        tasks[place : place + 1] = [f"{HELD_OUT}{n + 1}" for n in range(how_many)]
     jobs = []
-    for task in tasks:
+    for task in named_tasks(given.tasks, given.teachers_root):
         shared = task_config(task, given, options)
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for name, rule in rules.items():

@@ -22,12 +22,12 @@ import torch
 
 from agents.tasks import family_from, training_tasks
 from benchmarks.round import Clock
-from benchmarks.selection import HELD_OUT, task_config
+from benchmarks.selection import named_tasks, task_config
 from ssdkd import costs
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import run_command
+from ssdkd.errors import ConfigError, run_command
 
 STARTED = (0, 250_000, 500_000, 1_000_000, 2_000_000)
 
@@ -47,10 +47,11 @@ def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
         step.append(clock.seconds["replay"] / engine._steps)
         if engine.finished:
             break
-    kept, counted = costs.STARTED, []
-    for costs.STARTED in STARTED:
+    in_force, counted = costs.STARTED, []
+    for started in STARTED:
+        costs.STARTED = started
         counted.append(engine.round_cost(0))
-    costs.STARTED = kept
+    costs.STARTED = in_force
     return statistics.median(making) / statistics.median(step), counted
 
 
@@ -63,12 +64,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", help="weights of MNIST's teacher")
     parser.add_argument("--rounds", type=int, default=7, help="rounds to time, of which the median counts")
     given = parser.parse_args(argv)
+    if given.rounds < 1 or given.family < 0:
+        raise ConfigError("rounds and family: give at least one round, and no fewer than 0 tasks.")
     torch.set_num_threads(1)
     family = family_from("family", given.teachers_root) if given.teachers_root else None
     counts = " | ".join(f"{started / 1e6:g} M" for started in STARTED)
     print(f"| task | in seconds | counted: {counts} |\n" + "| --- " * (2 + len(STARTED)) + "|")
-    names = [f"{HELD_OUT}{n}" for n in (1, 2, 3)]
-    for task in [name for of in given.tasks for name in (names if of == "held-out" else [of])]:
+    for task in named_tasks(given.tasks, given.teachers_root):
         with tempfile.TemporaryDirectory() as given.out:
             config = task_config(task, given, [])
         in_seconds, counted = ratios(config, given.rounds)
@@ -80,8 +82,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     for task_layer in random.Random(0).sample(tasks, min(given.family, len(tasks))):
         in_seconds, counted = ratios(build(RunConfig, [base, (task_layer, "a task")]), given.rounds)
         off.append([math.log(c / in_seconds) for c in counted])
-    spread = [(math.exp(statistics.mean(o)), math.exp(statistics.stdev(o))) for o in zip(*off, strict=True)]
-    cells = [f"{mean:.2f} */ {factor:.2f}" for mean, factor in spread]
+    cells = []
+    for logs in zip(*off, strict=True):
+        factor = math.exp(statistics.stdev(logs)) if len(logs) > 1 else 1.0
+        cells.append(f"{math.exp(statistics.mean(logs)):.2f} */ {factor:.2f}")
     print(f"| {len(off)} of the family: counted / seconds | | " + " | ".join(cells) + " |")
 
 

@@ -106,10 +106,10 @@ class Distiller:
     def show_stored(self, buffer: ReplayBuffer, rows: Tensor, random: torch.Generator) -> Iterator[Shown]:
         """For each batch of `rows` (K, B): one of the stored views of each, with the teacher's stored answers."""
         stored = buffer.views.shape[1]
-        view = torch.randint(0, stored, rows.shape, generator=random, device=rows.device)
-        views, logits = buffer.views[rows, view], buffer.logits[rows, view]
-        for batch, seen, answers in zip(rows, views, logits, strict=True):
-            yield self.to_inputs(render(buffer.images, batch, seen, self.border)), answers
+        views = torch.randint(0, stored, rows.shape, generator=random, device=rows.device)
+        for batch, view in zip(rows, views, strict=True):
+            inputs = self.to_inputs(render(buffer.images, batch, buffer.views[batch, view], self.border))
+            yield inputs, buffer.logits[batch, view]
 
     def show_anew(
         self,

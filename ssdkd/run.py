@@ -22,7 +22,7 @@ from ssdkd.config import RunConfig, build, differences, from_mapping, parse_comm
 from ssdkd.devices import is_out_of_memory
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError
-from ssdkd.models import count_multiply_adds, count_parameters, save_weights
+from ssdkd.models import count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
@@ -246,7 +246,7 @@ def finish(folder: RunFolder, engine: Engine, summary: dict[str, Any]) -> None:
 
 def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
     """The run in named numbers; accuracies in percent, null where there is no evaluation set."""
-    shape = (engine.spec.channels, engine.spec.height, engine.spec.width)
+    spec = engine.spec
     return {
         "teacher_accuracy": engine.accuracy(engine.teacher),
         "student_accuracy": engine.accuracy(engine.student),
@@ -257,8 +257,8 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "dataset": config.dataset,
         "teacher_parameters": count_parameters(engine.teacher),
         "student_parameters": count_parameters(engine.student),
-        "teacher_multiply_adds": count_multiply_adds(engine.teacher, shape),
-        "student_multiply_adds": count_multiply_adds(engine.student, shape),
+        "teacher_multiply_adds": engine.costs.teacher.multiply_adds,
+        "student_multiply_adds": engine.costs.student.multiply_adds,
         "buffer_images": engine.buffer.size,
         "synthesized_images": engine.synthesized,
         "rounds": engine.round,
@@ -270,7 +270,7 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "seed": config.seed,
         "device": str(engine.device),
         "image": {
-            **{"channels": shape[0], "height": shape[1], "width": shape[2], "classes": engine.spec.num_classes},
+            **{"channels": spec.channels, "height": spec.height, "width": spec.width, "classes": spec.num_classes},
             **{"mean": list(engine.spec.mean), "std": list(engine.spec.std)},
             "class_names": list(engine.spec.class_names),
         },

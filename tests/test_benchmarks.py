@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 
-from benchmarks import selection
+from benchmarks import selection, units
 from benchmarks.selection import Outcome, area_until, compare, estimate, first_reached, rank_correlation
 from envs.spaces import ENTRIES
+from ssdkd import costs
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError
 from ssdkd.report import read_run
@@ -261,3 +263,18 @@ def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
     blind, _ = selection.Ablated(Linear(), "feedback").predict(seen)  # type: ignore[arg-type]
     assert np.allclose(blind, 0.25), "the mean of training in place of what is seen"
     assert np.allclose(seen, 0.75)
+
+
+def test_units_compare_what_is_counted_with_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    threads, in_force = torch.get_num_threads(), costs.STARTED
+    try:
+        assert units.main(["--tasks", "digits", "--rounds", "1"]) == 0
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
+        in_seconds, *counted = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
+        assert in_seconds > 0
+        assert counted == sorted(counted, reverse=True), "making is mostly multiply-adds here, a step mostly starting"
+        assert in_force == costs.STARTED
+        assert units.main(["--rounds", "0"]) == 2
+        assert "at least one round" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ssdkd import costs
 from ssdkd.costs import Costs, Work
-from ssdkd.models import count_operations, create_model
+from ssdkd.models import count_work, create_model
 
 
 class TwoOfThem(nn.Module):
@@ -18,14 +18,14 @@ class TwoOfThem(nn.Module):
 
 
 def test_views_are_no_operations_and_the_number_of_images_does_not_matter() -> None:
-    assert count_operations(TwoOfThem(), (3, 8, 8)) == 2
+    assert count_work(TwoOfThem(), (3, 8, 8))[1] == 2
     deep, shallow = (create_model("convnet", {"widths": [8] * n}, num_classes=10, in_channels=1) for n in (3, 1))
-    assert count_operations(deep, (1, 8, 8)) > 2 * count_operations(shallow, (1, 8, 8))
+    assert count_work(deep, (1, 8, 8))[1] > 2 * count_work(shallow, (1, 8, 8))[1]
 
 
 def test_counting_leaves_model_and_random_state_alone() -> None:
     model, state = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3), nn.Flatten()).train(), torch.get_rng_state()
-    count_operations(model, (3, 8, 8))
+    count_work(model, (3, 8, 8))
     assert model.training
     assert all(part.training for part in model)
     assert torch.equal(model[1].running_mean, torch.zeros(3))
@@ -35,7 +35,7 @@ def test_counting_leaves_model_and_random_state_alone() -> None:
 def test_a_traced_model_is_counted_too() -> None:
     model = create_model("convnet", {"widths": [8, 8]}, num_classes=10, in_channels=1).eval()
     traced = torch.jit.trace(model, torch.zeros(2, 1, 8, 8))
-    assert count_operations(traced, (1, 8, 8)) >= count_operations(model, (1, 8, 8)) // 2
+    assert count_work(traced, (1, 8, 8))[1] >= count_work(model, (1, 8, 8))[1] // 2
 
 
 def test_work_is_what_its_images_take_and_what_its_batches_take_to_start() -> None:

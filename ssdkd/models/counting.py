@@ -27,13 +27,11 @@ def count_multiply_adds(model: nn.Module, input_shape: tuple[int, int, int]) -> 
     return count_work(model, input_shape)[0]
 
 
-def count_operations(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Operations that PyTorch starts for one forward pass, of however many images; a view of a tensor is none."""
-    return count_work(model, input_shape)[1]
-
-
 def count_work(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Both of the above, of a single pass."""
+    """Multiply-adds for one image, and the operations that PyTorch starts for a forward pass of however many images.
+
+    A view of a tensor is no operation.
+    """
     counter, operations = FlopCounterMode(display=False), _Operations()
     dry_run(model, input_shape, watched_by=(counter, operations))
     return counter.get_total_flops() // 2, operations.started  # a multiply-add is two floating-point operations
