@@ -1,7 +1,7 @@
 """Train the digits teachers of the family of tasks that policies learn on: strong, weak and one-sided ones.
 
 Beside them go `validation.npz`, 480 of the digits that teachers are trained on: what policies are trained by, and
-`validation16.npz`, the same digits enlarged to 16x16 pixels.
+`validation16.npz` and `validation28.npz`, the same digits enlarged to 16x16 and 28x28 pixels.
 
     python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
 
@@ -55,6 +55,7 @@ TEACHERS: dict[str, Recipe] = {
     "skewed": Recipe((32, 64, 96), seed=7, skew=0.65),
     "large": Recipe((12, 24, 32), seed=11, size=16, epochs=20),
     "large_plain": Recipe((12, 24, 32), seed=12, size=16, batch_norm=False, epochs=30),
+    "larger_plain": Recipe((12, 24, 32, 48), seed=13, size=28, batch_norm=False),
     # held out: for judging policies, not for training them
     "other": Recipe((40, 80, 112), seed=8, depth=2),
     "other_plain": Recipe((40, 80, 112), seed=9, batch_norm=False, images=400),
@@ -123,6 +124,7 @@ def main() -> None:
     Path(given.out).mkdir(parents=True, exist_ok=True)
     save_validation(Path(given.out) / "validation.npz", 8)
     save_validation(Path(given.out) / "validation16.npz", 16)
+    save_validation(Path(given.out) / "validation28.npz", 28)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssdkd.errors import ConfigError
+from ssdkd.models.initial import he_initialise
 from ssdkd.models.pooling import halved
 from ssdkd.models.registry import register_model, require_image_size
 
@@ -33,6 +34,8 @@ class ConvNet(nn.Module):
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(blocks)
         self.linear = nn.Linear(channels, num_classes)
+        if not batch_norm:  # by torch's own weights, values fade from layer to layer, and a run is slow to start
+            he_initialise(self, "fan_in")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         out = images

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssdkd.errors import ConfigError
+from ssdkd.models.initial import he_initialise
 from ssdkd.models.pooling import halved
 from ssdkd.models.registry import register_model
 
@@ -58,6 +59,8 @@ class LeNet5(nn.Module):
         self.bn3 = nn.BatchNorm2d(third) if batch_norm else nn.Identity()
         self.fc1 = nn.Linear(third, hidden)
         self.fc2 = nn.Linear(hidden, num_classes)
+        if not batch_norm:
+            he_initialise(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         out = F.relu(halved(self.bn1(self.conv1(images))))  # the same as ReLU first, on a quarter of the values
