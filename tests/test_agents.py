@@ -339,12 +339,12 @@ def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
         (tmp_path / f"{name}.safetensors").touch()
     family = family_from("family", str(tmp_path))
     tasks, held_out = training_tasks(family), held_out_tasks(family)
-    assert len(tasks) == 243
+    assert len(tasks) == 450
     seen = {task.get("teacher", {}).get("checkpoint") for task in tasks}
     judged = {task["teacher"]["checkpoint"] for task in held_out}
     assert not seen & judged, "a held-out teacher must not be trained on"
     assert len(seen | judged) == len(TEACHERS)
-    validation = {str(tmp_path / name) for name in ("validation.npz", "validation16.npz")}
+    validation = {str(tmp_path / name) for name in ("validation.npz", "validation16.npz", "validation28.npz")}
     assert {task["data_root"] for task in tasks} == validation, "not the test digits"
     assert all(task["dataset"] == "digits" for task in held_out)
     recipes = {str((tmp_path / f"{name}.safetensors").resolve()): recipe for name, recipe in TEACHERS.items()}

@@ -1,5 +1,6 @@
 """Promises of `ssdkd.models`: known architectures, strict weights, one clear sentence for every mistake."""
 
+import itertools
 import json
 import pickle
 import struct
@@ -231,6 +232,17 @@ def test_convnet_has_the_blocks_it_is_asked_for() -> None:
     assert count_parameters(model) == (9 * 5 + 5) + (9 * 5 * 6 + 6) + (6 * 10 + 10)
     assert "widths" in config_error("convnet", widths=[])
     assert "widths" in config_error("convnet", widths="wide")
+
+
+def test_without_batch_norm_values_do_not_fade_from_layer_to_layer() -> None:
+    torch.manual_seed(0)
+    net = create_model("convnet", {"batch_norm": False}, num_classes=10, in_channels=1, image_size=16)
+    spreads: list[float] = []
+    for block in net.get_submodule("blocks").children():
+        block.register_forward_hook(lambda _block, _inputs, out: spreads.append(out.square().mean().sqrt().item()))
+    net(torch.randn(256, 1, 16, 16))
+    assert len(spreads) == 3
+    assert all(after > 0.8 * before for before, after in itertools.pairwise(spreads)), spreads
 
 
 def test_mobilenet_scales_in_width_and_keeps_its_shapes_across_reductions() -> None:
