@@ -138,7 +138,7 @@ def test_the_policy_that_ships_decides_unless_another_is_named(adapt: tuple[str,
     first = json.loads(lines[0])
     if not adapt:  # which draws its actions
         assert first["effort"] > 1.5, "images are dear here"
-        assert first["w_div"] > 1.0
+        assert first["w_div"] > 0.5, "less in so short a run, but not neutral"
         assert first["gamma"] == pytest.approx(0.0, abs=1e-6), "which it does not set"
 
 
