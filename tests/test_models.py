@@ -245,6 +245,15 @@ def test_without_batch_norm_values_do_not_fade_from_layer_to_layer() -> None:
     assert all(after > 0.8 * before for before, after in itertools.pairwise(spreads)), spreads
 
 
+def test_lenet_starts_like_the_other_published_networks() -> None:
+    torch.manual_seed(0)
+    deep = create_model("lenet5", num_classes=10, in_channels=1, image_size=28).get_submodule("conv3")
+    assert isinstance(deep, nn.Conv2d)
+    assert deep.weight.std().item() == pytest.approx((2.0 / (120 * 25)) ** 0.5, rel=0.05)
+    assert deep.bias is not None
+    assert not deep.bias.any()
+
+
 def test_mobilenet_scales_in_width_and_keeps_its_shapes_across_reductions() -> None:
     full = create_model("mobilenet_v2", num_classes=10)
     half = create_model("mobilenet_v2", num_classes=10, width=0.5)
