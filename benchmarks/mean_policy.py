@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 
 from agents.policies import Description, LearnedPolicy, _network, load_policy
 from agents.train import POLICY
+from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, SsdkdError
 
@@ -61,6 +63,29 @@ def mean_of(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
     return LearnedPolicy(network, described, mean, var)
 
 
+def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> LearnedPolicy:
+    """The same policy, which also reads these entries, as yet to no effect: name -> mean and deviation to expect."""
+    known = policy.description.observations
+    names = [entry.name for entry in ENTRIES if entry.name in {*known, *also}]
+    useless = sorted(set(also) - (set(names) - set(known)))
+    if useless:
+        raise ConfigError(f"--also: {useless[0]} is no entry of the observation, or one that the policy reads already.")
+    if policy.description.net_arch:
+        raise ConfigError("--also: the policy must be linear.")
+    described = replace(policy.description, observations=names)
+    expected = {name: (float(policy.mean[i]), float(policy.var[i])) for i, name in enumerate(known)}
+    expected |= {name: (mean, deviation**2) for name, (mean, deviation) in also.items()}
+    network = _network(described, len(described.actions))
+    state, columns = policy.network.state_dict(), [names.index(name) for name in known]
+    for key in ("action_net.weight", "value_net.weight"):
+        narrow = state[key]
+        state[key] = narrow.new_zeros((len(narrow), len(names)))
+        state[key][:, columns] = narrow
+    network.load_state_dict(state)
+    mean, var = (np.array([expected[name][place] for name in names]) for place in (0, 1))
+    return LearnedPolicy(network, described, mean, var)
+
+
 def told(policy: LearnedPolicy) -> str:
     """The policy in words: a row for each coefficient."""
     weights, biases = linear(policy)
@@ -77,14 +102,35 @@ def told(policy: LearnedPolicy) -> str:
     return "\n".join(lines)
 
 
+def expected(text: str) -> tuple[str, tuple[float, float]]:
+    """NAME=MEAN,DEVIATION."""
+    try:
+        name, numbers = text.split("=")
+        mean, deviation = (float(number) for number in numbers.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--also: expected ENTRY=MEAN,DEVIATION, got {text!r}.") from error
+    if not deviation > 0:
+        raise ConfigError(f"--also: the deviation of {name} must be above 0.")
+    return name, (mean, deviation)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="The mean of linear policies.")
     parser.add_argument("trainings", nargs="+", help="folders of agents.train, or policies' files")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="ENTRY=MEAN,DEVIATION",
+        help="entries of the observation that it is to read as well, at weight 0: to search on from it with --begin",
+    )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
     try:
         paths = [Path(name) / POLICY if Path(name).is_dir() else Path(name) for name in given.trainings]
         policy = mean_of([load_policy(path) for path in paths])
+        if given.also:
+            policy = widened(policy, dict(expected(text) for text in given.also))
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

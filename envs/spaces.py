@@ -114,6 +114,14 @@ def _log_fact(key: str) -> Callable[[Memory], float]:
     return lambda memory: math.log10(max(memory.task[key], 1e-9)) / 3.0
 
 
+def _novelty(memory: Memory) -> float:
+    """How much less the student knows of new images than of those it replays; 0 before it has replayed any."""
+    now = memory.now
+    if now["visits_q90"] == 0:
+        return 0.0
+    return math.log10((max(now["candidate_delta_q50"], 0.0) + 1e-6) / (max(now["delta_q50"], 0.0) + 1e-6))
+
+
 def _budget(memory: Memory) -> float:
     """The budget in rounds of effort 1; one in minutes is judged by what it bought so far, at first by nothing."""
     rounds, now = memory.task["rounds"], memory.now
@@ -160,6 +168,7 @@ ENTRIES: tuple[Entry, ...] = (
     *_quantile_entries("visits", "log(1 + times replayed), by 10", 0.0, _counted),
     *_quantile_entries("candidate_confidence", "teacher's confidence over the newest candidates", 0.0, _plain),
     *_quantile_entries("candidate_delta", "log10 of KL over the newest candidates, by 6", -1.0, _log),
+    Entry("novelty", -1.0, 1.0, "log10 of the newest candidates' median KL over the buffer's", _novelty),
     Entry("probe_agreement", 0.0, 1.0, "teacher and student name the same class", _plain("probe_agreement")),
     Entry("probe_kl", -1.0, 1.0, "log10 of KL on the probe, by 6", _log("probe_kl")),
     Entry(
