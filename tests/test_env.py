@@ -311,6 +311,22 @@ def test_observations_stay_inside_whatever_is_measured() -> None:
         assert space.contains(observe(memory)), value
 
 
+def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_ones() -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    place = [entry.name for entry in ENTRIES].index("novelty")
+
+    def told(**facts: float) -> float:
+        memory = Memory(task=env.memory.task)
+        memory.recent.append({**env.memory.now, "visits_q90": 5.0, **facts})
+        return float(observe(memory)[place])
+
+    assert told(candidate_delta_q50=2.0, delta_q50=0.5) == pytest.approx(math.log10(4.0), abs=1e-4)
+    assert told(candidate_delta_q50=0.5, delta_q50=2.0) == pytest.approx(-math.log10(4.0), abs=1e-4)
+    assert told(candidate_delta_q50=2.0, delta_q50=0.0) == 1.0  # the bound
+    assert told(candidate_delta_q50=2.0, delta_q50=0.5, visits_q90=0.0) == 0.0  # nothing has been replayed
+
+
 # ----------------------------------------------------------------------------------------------------
 # Rewards
 # ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
-from benchmarks.mean_policy import linear, main, mean_of
+from benchmarks.mean_policy import linear, main, mean_of, widened
+from envs.spaces import ENTRIES
 from ssdkd.errors import ConfigError
 
 
@@ -65,3 +66,25 @@ def test_a_file_that_is_not_there_is_refused_in_a_sentence(
     monkeypatch.setattr(sys, "argv", ["mean_policy", "nobody.safetensors"])
     assert main() == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_widened_policy_does_the_same_until_it_learns_to_use_what_it_sees(tmp_path: Path) -> None:
+    narrow = load_policy(DEFAULT)
+    new = next(entry.name for entry in ENTRIES if entry.name not in narrow.description.observations)
+    wide = widened(narrow, {new: (0.4, 0.25)})
+    seen = np.random.default_rng(0).uniform(0, 1, (5, len(ENTRIES))).astype(np.float32)
+    assert wide.description.observations != narrow.description.observations
+    assert np.allclose(wide.predict(seen, deterministic=True)[0], narrow.predict(seen, deterministic=True)[0], atol=1e-6)
+    wide.save(tmp_path / "wide.safetensors")
+    read = load_policy(tmp_path / "wide.safetensors")
+    assert read.description.observations == [e.name for e in ENTRIES if e.name in wide.description.observations]
+    assert read.mean[read.description.observations.index(new)] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("text", ["novelty", "novelty=1", "novelty=0.4,0", "nothing=0.4,0.2", "progress=0.5,0.3"])
+def test_what_it_cannot_read_in_addition_is_refused_in_a_sentence(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mean_policy", str(DEFAULT), "--also", text])
+    assert main() == 2
+    assert "error: --also:" in capsys.readouterr().err
