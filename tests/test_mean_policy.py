@@ -74,7 +74,9 @@ def test_a_widened_policy_does_the_same_until_it_learns_to_use_what_it_sees(tmp_
     wide = widened(narrow, {new: (0.4, 0.25)})
     seen = np.random.default_rng(0).uniform(0, 1, (5, len(ENTRIES))).astype(np.float32)
     assert wide.description.observations != narrow.description.observations
-    assert np.allclose(wide.predict(seen, deterministic=True)[0], narrow.predict(seen, deterministic=True)[0], atol=1e-6)
+    assert np.allclose(
+        wide.predict(seen, deterministic=True)[0], narrow.predict(seen, deterministic=True)[0], atol=1e-6
+    )
     wide.save(tmp_path / "wide.safetensors")
     read = load_policy(tmp_path / "wide.safetensors")
     assert read.description.observations == [e.name for e in ENTRIES if e.name in wide.description.observations]
