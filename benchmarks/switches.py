@@ -2,8 +2,9 @@
 
     python -m benchmarks.switches --cifar-teacher wrn16_2.pth --mnist-teacher lenet5.safetensors [--json FILE]
 
-`precision`, `layout` and `compile`, one at a time, on the ready-made jobs, in turn in one process, so that a busy
-machine slows all of them; a ratio above 1 is slower than the automatic choice, and is the median over the turns.
+`precision`, `layout`, `buffer.rendered` and `compile`, one at a time, on the ready-made jobs, in turn in one process,
+so that a busy machine slows all of them; a ratio above 1 is slower than the automatic choice, and is the median over
+the turns.
 `compile` concerns the student's step alone.
 """
 
@@ -27,11 +28,12 @@ from ssdkd.engine import Engine
 from ssdkd.errors import run_command
 
 AUTOMATIC = "automatic"
-SWITCHES: dict[str, dict[str, str]] = {
+SWITCHES: dict[str, dict[str, Any]] = {
     AUTOMATIC: {},
     "precision float32": {"precision": "float32"},
     "precision bfloat16": {"precision": "bfloat16"},
     "layout contiguous": {"layout": "contiguous"},
+    "rendered anew": {"buffer": {"rendered": False}},
     "compile on": {"compile": "on"},
 }
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RENDERED_AT_MOST = 256 * 2**20  # bytes that all views of a buffer may take as images
+RENDERED_AT_ONCE = 256  # views; more of them leave the processor's cache
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -101,11 +104,17 @@ class ReplayBuffer:
         num_classes: int,
         views: int,
         device: torch.device,
+        border: str = "mirrored",
+        rendered: bool | None = False,
     ) -> None:
-        """Reserve room for `capacity` images of shape (channels, H, W) with `views` stored views each."""
+        """Reserve room for `capacity` images of shape (channels, H, W) with `views` stored views each.
+
+        Views are `rendered` once, when an image enters, or each time that one is shown; None: once where they fit.
+        """
         channels, height, width = image_shape
         self.capacity = capacity
         self.size = 0
+        self.border = border  # what a shift brings in
         self.images = torch.zeros((capacity, height, width, channels), dtype=torch.uint8, device=device)
         self.views = torch.zeros((capacity, views, 3), dtype=torch.int16, device=device)
         self.logits = torch.zeros((capacity, views, num_classes), device=device)
@@ -114,6 +123,9 @@ class ReplayBuffer:
         self.delta = torch.zeros(capacity, device=device)  # last seen KL(teacher, student)
         self.entered = torch.zeros(capacity, dtype=torch.int64, device=device)  # the round it came in
         self.visits = torch.zeros(capacity, dtype=torch.int64, device=device)  # times it was replayed
+        if rendered is None:
+            rendered = self.images.numel() * views <= RENDERED_AT_MOST
+        self.rendered = self.images.new_zeros((capacity, views, height, width, channels)) if rendered else None
 
     def filled(self) -> Samples:
         """The samples held now, as views into the buffer."""
@@ -129,6 +141,7 @@ class ReplayBuffer:
         self.delta[slots] = self.delta[: self.size].max() if self.size else delta
         self.entered[slots] = round_index
         self.visits[slots] = 0
+        self._render(torch.arange(self.size, self.size + count, device=self.images.device))
         self.size += count
         return count
 
@@ -145,6 +158,23 @@ class ReplayBuffer:
         self.delta[slots] = torch.where(accepted, largest, self.delta[slots])
         self.entered[slots] = torch.where(accepted, round_index, self.entered[slots])
         self.visits[slots] = torch.where(accepted, 0, self.visits[slots])
+        self._render(slots)
+
+    def _render(self, slots: Tensor) -> None:
+        """Keep what each view of these slots (K,) shows, where that is kept."""
+        if self.rendered is None:
+            return
+        for some in slots.split(max(1, RENDERED_AT_ONCE // self.views.shape[1])):
+            views = self.views[some]
+            rows = some.repeat_interleave(views.shape[1])
+            shown = render(self.images, rows, views.view(-1, 3), self.border).permute(0, 2, 3, 1)
+            self.rendered[some] = shown.view(*views.shape[:2], *shown.shape[1:])
+
+    def show(self, rows: Tensor, view: Tensor) -> Tensor:
+        """What view `view[i]` of sample `rows[i]` shows: (B,), (B,) -> (B, c, H, W) uint8, channels last."""
+        if self.rendered is None:
+            return render(self.images, rows, self.views[rows, view], self.border)
+        return self.rendered.flatten(0, 1).index_select(0, rows * self.views.shape[1] + view).permute(0, 3, 1, 2)
 
     def note_replay(self, rows: Tensor, delta: Tensor) -> None:
         """Remember what the student still had to learn from the rows just replayed: (B,), (B,).
@@ -158,7 +188,8 @@ class ReplayBuffer:
         self.visits.scatter_add_(0, rows, torch.ones_like(rows))
 
     def bytes_per_sample(self) -> int:
-        return sum(t[0].numel() * t.element_size() for t in (getattr(self, n) for n in self._TENSORS))
+        held = [getattr(self, name) for name in self._TENSORS] + ([] if self.rendered is None else [self.rendered])
+        return sum(t[0].numel() * t.element_size() for t in held)
 
     def state_dict(self) -> dict[str, Tensor | int]:
         return {"size": self.size, **{name: getattr(self, name) for name in self._TENSORS}}
@@ -167,3 +198,4 @@ class ReplayBuffer:
         self.size = int(state["size"])
         for name in self._TENSORS:
             getattr(self, name).copy_(state[name])
+        self._render(torch.arange(self.size, device=self.images.device))

@@ -126,6 +126,9 @@ class BufferConfig:
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
     border: str = option("mirrored", "what a shift brings in from outside the image", choices=("mirrored", "black"))
+    rendered: bool | None = option(
+        None, "whether stored views are kept as images, for faster replay; null: where they take at most 256 MiB"
+    )
     fresh: bool = option(False, "whether a round's candidates take the place of all before them")
 
 

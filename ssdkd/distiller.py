@@ -88,7 +88,6 @@ class Distiller:
         self.clip = clip
         self.autocast = autocast
         self.layout = torch.channels_last  # in which the inputs lie
-        self.border = "mirrored"  # what a shift brings in
         self.forward: Any = student  # what runs the student in training; a compiled form may take its place
         self.average: Average | None = None  # of the student's weights
 
@@ -108,7 +107,7 @@ class Distiller:
         stored = buffer.views.shape[1]
         views = torch.randint(0, stored, rows.shape, generator=random, device=rows.device)
         for batch, view in zip(rows, views, strict=True):
-            inputs = self.to_inputs(render(buffer.images, batch, buffer.views[batch, view], self.border))
+            inputs = self.to_inputs(buffer.show(batch, view))
             yield inputs, buffer.logits[batch, view]
 
     def show_anew(
@@ -123,7 +122,7 @@ class Distiller:
         """For each batch of `rows` (K, B): a new random view of each; `ask` says what the teacher answers."""
         for batch in rows:
             views = random_views(len(batch), 2, max_shift, flip, random)[:, 1]
-            inputs = self.to_inputs(render(buffer.images, batch, views, self.border))
+            inputs = self.to_inputs(render(buffer.images, batch, views, buffer.border))
             with torch.no_grad():
                 answers = ask(inputs)
             yield inputs, answers

@@ -148,7 +148,10 @@ class Engine:
         self.texture_share = share
         self._recipe = self.recipe()  # the newest round's
         self.stored_views = max(config.buffer.views, 1)
-        self.buffer = ReplayBuffer(config.buffer.capacity, shape, spec.num_classes, self.stored_views, device)
+        keeping = config.buffer
+        self.buffer = ReplayBuffer(
+            keeping.capacity, shape, spec.num_classes, self.stored_views, device, keeping.border, keeping.rendered
+        )
         learning = config.distillation
         optimizer = make_optimizer(
             self.learner,
@@ -164,7 +167,6 @@ class Engine:
         if averaged:
             self.distiller.average = Average(self.student, self.learner, learning.average)
         self.distiller.layout = self.inverter.layout = layout
-        self.distiller.border = config.buffer.border
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
             self.distiller.forward = torch.compile(self.learner)

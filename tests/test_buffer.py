@@ -218,6 +218,37 @@ def test_a_buffer_restored_from_its_state_holds_the_same(buffer: ReplayBuffer) -
     assert other.delta[3] == 0.25, "the restored buffer must own its memory"
 
 
+@pytest.mark.parametrize("border", ["mirrored", "black"])
+def test_rendered_views_show_what_would_be_worked_out_anew(border: str) -> None:
+    kept, anew = (
+        ReplayBuffer(12, (3, 5, 7), CLASSES, views=3, device=CPU, border=border, rendered=rendered)
+        for rendered in (True, False)
+    )
+    rows, view = torch.arange(12).repeat_interleave(3), torch.arange(3).repeat(12)
+    told = torch.tensor([True, False, True])
+    for buffer in (kept, anew):
+        buffer.append(samples(8, 1, views=3), delta=1.0, round_index=0)
+        buffer.append(samples(9, 2, views=3), delta=1.0, round_index=1)
+        buffer.replace(torch.tensor([10, 2, 5]), samples(3, 4, views=3), told, 2)
+    restored = ReplayBuffer(12, (3, 5, 7), CLASSES, views=3, device=CPU, border=border, rendered=True)
+    restored.load_state_dict(anew.state_dict())
+    assert not torch.equal(anew.show(rows, view), anew.show(rows, torch.zeros_like(view))), "all views are plain"
+    for buffer in (kept, restored):
+        assert torch.equal(buffer.show(rows, view), anew.show(rows, view))
+        assert "rendered" not in buffer.state_dict(), "what can be worked out need not be saved"
+    assert kept.bytes_per_sample() == anew.bytes_per_sample() + 3 * 3 * 5 * 7
+
+
+def test_views_are_rendered_by_themselves_only_where_they_take_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssdkd.buffer.RENDERED_AT_MOST", 12 * 2 * 3 * 5 * 7)
+
+    def made(capacity: int) -> ReplayBuffer:
+        return ReplayBuffer(capacity, (3, 5, 7), CLASSES, views=2, device=CPU, rendered=None)
+
+    assert made(12).rendered is not None
+    assert made(13).rendered is None
+
+
 @pytest.mark.parametrize("make", [lambda: ReplayBuffer(50, (3, 32, 32), 10, views=4, device=CPU)])
 def test_the_memory_of_a_sample_is_what_the_buffer_reserves_for_it(make: Callable[[], ReplayBuffer]) -> None:
     buffer = make()

@@ -198,7 +198,7 @@ def test_a_new_view_comes_with_what_the_teacher_says_of_it() -> None:
 def test_a_black_border_is_shown_black(stored: bool) -> None:
     buffer, d, generator = filled_buffer(views=3), distiller(linear_student()), random_from(0)
     buffer.images.clamp_(min=1)
-    d.border = "black"
+    buffer.border = "black"
     rows = torch.arange(16).repeat(8)
     if stored:
         ((inputs, _),) = d.show_stored(buffer, rows[None], generator)

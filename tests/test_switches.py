@@ -128,7 +128,7 @@ def test_the_timing_of_switches_has_each_beside_the_automatic_choice(
     finally:
         torch.set_num_threads(threads)
     rows = {row["switch"]: row for row in json.loads(file.read_text())["switches"]}
-    assert set(rows) == {"automatic", "precision float32", "precision bfloat16", "layout contiguous"}
+    assert set(rows) == {"automatic", "precision float32", "precision bfloat16", "layout contiguous", "rendered anew"}
     for row in rows.values():
         for kind in ("student", "inversion"):
             assert row[kind]["ratio"] == pytest.approx(row[kind]["seconds"] / rows["automatic"][kind]["seconds"])
