@@ -56,6 +56,7 @@ class EvaluateConfig(TasksConfig):
         ["uniform", "random", "ssdkd"], "fixed ones by name, learned, policy files, or coefficients as mappings"
     )
     on: str = option("held_out", "which tasks of the family", choices=("held_out", "tasks"))
+    sample: int = option(0, "so many of these tasks, drawn at random by first_seed; 0: all", low=0)
     seeds: int = option(3, "episodes of each policy on each task", low=1)
     first_seed: int = option(1000, "the seed of the first one", low=0)
     accuracy_every: int = option(1, "rounds between measurements of accuracy; 0: only at the end", low=0)
@@ -211,6 +212,9 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
         default_config="family",
     )
     tasks = held_out_tasks(config) if config.on == "held_out" else training_tasks(config)
+    if 0 < config.sample < len(tasks):
+        drawn = np.random.default_rng(config.first_seed).choice(len(tasks), config.sample, replace=False)
+        tasks = [tasks[i] for i in drawn]
     names = [*config.policies, *([given.policy] if given.policy else [])]
     if not names:
         raise ConfigError("policies: name at least one.")

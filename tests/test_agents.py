@@ -643,6 +643,23 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 
 
+def test_a_sample_of_the_tasks_is_drawn_by_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[int]] = []
+
+    def note(names: Any, base: str, tasks: list[Any], *rest: Any) -> list[evaluate.Episode]:
+        drawn.append([task["rounds"] for task in tasks])
+        return [evaluate.Episode("uniform", "a task", 0, 1.0, 1.0, 50.0, 60.0, 70.0, 9, 1.0, 2.0)]
+
+    monkeypatch.setattr(evaluate, "evaluate", note)
+    family = tmp_path / "family.yaml"
+    family.write_text(yaml.safe_dump({"base": "digits", "tasks": [{"rounds": n} for n in range(1, 31)]}))
+    for seed in ("7", "7", "8"):
+        flags = ["--config", str(family), "--on", "tasks", "--sample", "5", "--first-seed", seed]
+        assert evaluate.main(flags) == 0
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(set(tasks)) for tasks in drawn] == [5, 5, 5]
+
+
 def base_and_task(tmp_path: Path) -> tuple[str, dict[str, Any]]:
     family = family_from(str(tmp_path / "tiny-family.yaml"))
     return family.base, held_out_tasks(family)[0]
