@@ -83,7 +83,16 @@ TASKS: dict[str, dict[str, Any]] = {
     "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
 }
 # What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
-FEEDBACK = ("buffer_fill", "class_entropy", "probe_agreement", "replay_agreement")
+FORESEEN = (  # entries that a schedule made for the task could know; all others tell how the run goes
+    "progress",
+    "budget",
+    "batch_norm",
+    "student_size",
+    "making_share",
+    "replays_per_round",
+    "candidates_per_round",
+    "learning_rate",
+)
 
 
 class Ablated:
@@ -97,7 +106,8 @@ class Ablated:
         self.row = [r.name for r in RANGES].index(lacks) if lacks != "feedback" else None
         names = [entry.name for entry in ENTRIES]
         read = dict(zip(learned.description.observations, learned.mean, strict=True))
-        self.means = {names.index(n): read[n] for n in FEEDBACK if n in read} if lacks == "feedback" else {}
+        blind_to = [name for name in read if name not in FORESEEN and lacks == "feedback"]
+        self.means = {names.index(name): read[name] for name in blind_to}
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False

@@ -242,14 +242,16 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.
 
 
 class Linear:
-    """As much of a learned policy as an ablation asks for: every coefficient is the probe's agreement."""
+    """As much of a learned policy as an ablation asks for: every coefficient is what it sees of one entry."""
 
-    description = SimpleNamespace(observations=["progress", "probe_agreement"])
     mean = np.array([0.5, 0.25])
 
+    def __init__(self, sees: str = "probe_agreement") -> None:
+        self.description = SimpleNamespace(observations=["probe_kl", sees])
+        self.place = [entry.name for entry in ENTRIES].index(sees)
+
     def predict(self, observation: Any, state: Any, *_: Any) -> tuple[np.ndarray, Any]:
-        place = [entry.name for entry in ENTRIES].index("probe_agreement")
-        return np.repeat(np.asarray(observation)[..., place : place + 1], len(RANGES), axis=-1), state
+        return np.repeat(np.asarray(observation)[..., self.place : self.place + 1], len(RANGES), axis=-1), state
 
 
 def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
@@ -260,8 +262,9 @@ def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
     neutral = {r.name: r.to_unit(r.neutral) for r in RANGES}
     expected = [neutral["effort"] if r.name == "effort" else 0.75 for r in RANGES]
     assert np.allclose(held, expected)
-    blind, _ = selection.Ablated(Linear(), "feedback").predict(seen)  # type: ignore[arg-type]
-    assert np.allclose(blind, 0.25), "the mean of training in place of what is seen"
+    for entry, without in (("probe_agreement", 0.25), ("novelty", 0.25), ("progress", 0.75), ("making_share", 0.75)):
+        blind, _ = selection.Ablated(Linear(entry), "feedback").predict(seen)  # type: ignore[arg-type]
+        assert np.allclose(blind, without), "the mean of training in place of what is seen, if no schedule knew it"
     assert np.allclose(seen, 0.75)
 
 
