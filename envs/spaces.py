@@ -115,8 +115,10 @@ def _log_fact(key: str) -> Callable[[Memory], float]:
 
 
 def _novelty(memory: Memory) -> float:
-    """How much less the student knows of new images than of those it replays, which it owes 1 nat before it begins."""
+    """How much less the student knows of new images than of those it replays; 0 before it has replayed any."""
     now = memory.now
+    if now["visits_q90"] == 0:
+        return 0.0
     return math.log10((max(now["candidate_delta_q50"], 0.0) + 1e-6) / (max(now["delta_q50"], 0.0) + 1e-6))
 
 
