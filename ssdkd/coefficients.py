@@ -59,12 +59,12 @@ class Coefficients:
     """One decision: the coefficients of the modulating function, the priority function and the inversion."""
 
     #                             low   high  neutral  ssdkd
-    w_div: float = _coefficient(0.00, 2.0, 0.0, 1.87, "class balance of what is kept and of what is made next")
+    w_div: float = _coefficient(0.00, 2.0, 0.0, 1.72, "class balance of what is kept and of what is made next")
     gamma: float = _coefficient(-2.0, 4.0, 0.0, 0.0, "difficulty of what is kept: above 0 hard, below 0 easy")
-    refresh: float = _coefficient(0.02, 0.5, 0.1, 0.472, "how much of the buffer may change in a round", True)
-    alpha: float = _coefficient(0.00, 1.5, 0.0, 0.33, "how strongly replay follows disagreement")
+    refresh: float = _coefficient(0.02, 0.5, 0.1, 0.47, "how much of the buffer may change in a round", True)
+    alpha: float = _coefficient(0.00, 1.5, 0.0, 0.40, "how strongly replay follows disagreement")
     beta: float = _coefficient(0.00, 1.0, 0.0, 0.0, "how fully weights undo the bias of replay")
-    eta: float = _coefficient(0.00, 1.0, 0.0, 0.405, "how much the modulating function also steers replay")
+    eta: float = _coefficient(0.00, 1.0, 0.0, 0.45, "how much the modulating function also steers replay")
     adversarial: float = _coefficient(0.0, 2.0, 1.0, 1.0, "how hard inversion looks for the student's errors")
     effort: float = _coefficient(0.25, 4.0, 1.0, 1.0, "student steps per round, against making samples", True)
     textures: float = _coefficient(0.1, 10.0, 1.0, 1.0, "odds of random textures against inverted images", True)
