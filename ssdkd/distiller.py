@@ -100,7 +100,8 @@ class Distiller:
                 laid_out(of[..., :1, :1].expand(1, *one_image), torch.channels_last)
                 for of in (self._scale, self._shift)
             )
-        return laid_out(torch.addcmul(self._shift, images.float(), self._scale), self.layout)
+        inputs = images.to(torch.float32, copy=True)  # which is then worked on in place
+        return laid_out(torch.addcmul(self._shift, inputs, self._scale, out=inputs), self.layout)
 
     def show_stored(self, buffer: ReplayBuffer, rows: Tensor, random: torch.Generator) -> Iterator[Shown]:
         """For each batch of `rows` (K, B): one of the stored views of each, with the teacher's stored answers."""
