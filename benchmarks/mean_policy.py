@@ -86,17 +86,6 @@ def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> Lear
     return LearnedPolicy(network, described, mean, var)
 
 
-def weigh(policy: LearnedPolicy, coefficient: str, entry: str, slope: float) -> None:
-    """Let a coefficient rise by `slope` halves of its range with each unit of an entry, around the entry's mean."""
-    names, acts = policy.description.observations, policy.description.actions
-    if entry not in names or coefficient not in acts:
-        raise ConfigError(f"--weigh: the policy reads no {entry}, or sets no {coefficient}.")
-    place = names.index(entry)
-    with torch.no_grad():
-        head = policy.network.action_net
-        head.weight[acts.index(coefficient), place] = slope * float(np.sqrt(policy.var[place] + 1e-8))  # type: ignore[index,union-attr]
-
-
 def told(policy: LearnedPolicy) -> str:
     """The policy in words: a row for each coefficient."""
     weights, biases = linear(policy)
@@ -111,16 +100,6 @@ def told(policy: LearnedPolicy) -> str:
             ends.append(f"{ranges[name].from_unit(float(slopes @ seen + bias)):.3g}")
         lines.append("| " + " | ".join([name, *ends, *(f"{slope:+.2f}" for slope in slopes)]) + " |")
     return "\n".join(lines)
-
-
-def weighed(text: str) -> tuple[str, str, float]:
-    """COEFFICIENT:ENTRY=SLOPE."""
-    try:
-        names, slope = text.split("=")
-        coefficient, entry = names.split(":")
-        return coefficient, entry, float(slope)
-    except ValueError as error:
-        raise ConfigError(f"--weigh: expected COEFFICIENT:ENTRY=SLOPE, got {text!r}.") from error
 
 
 def expected(text: str) -> tuple[str, tuple[float, float]]:
@@ -145,13 +124,6 @@ def main() -> int:
         metavar="ENTRY=MEAN,DEVIATION",
         help="entries of the observation that it is to read as well, at weight 0: to search on from it with --begin",
     )
-    parser.add_argument(
-        "--weigh",
-        nargs="+",
-        default=[],
-        metavar="COEFFICIENT:ENTRY=SLOPE",
-        help="weights set by hand, in halves of the coefficient's range for a unit of the entry",
-    )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
     try:
@@ -159,8 +131,6 @@ def main() -> int:
         policy = mean_of([load_policy(path) for path in paths])
         if given.also:
             policy = widened(policy, dict(expected(text) for text in given.also))
-        for text in given.weigh:
-            weigh(policy, *weighed(text))
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -85,7 +85,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | candidate_delta_q10 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 10 % quantile |
     | candidate_delta_q50 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 50 % quantile |
     | candidate_delta_q90 | -1 .. 1 | log10 of KL over the newest candidates, by 6, 90 % quantile |
-    | novelty | 0 .. 1 | log10 of the newest candidates' median KL over 2.5 times the buffer's |
+    | novelty | -1 .. 1 | log10 of the newest candidates' median KL over the buffer's |
     | probe_agreement | 0 .. 1 | teacher and student name the same class |
     | probe_kl | -1 .. 1 | log10 of KL on the probe, by 6 |
     | agreement_slope | -1 .. 1 | change of the agreement over 5 rounds, per round, times 10 |

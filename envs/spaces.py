@@ -20,7 +20,6 @@ from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.engine import Engine
 
 SLOPE_ROUNDS = 5
-USUAL = 2.5  # median KL of new images over that of the buffer, up to which nothing is remarkable
 
 
 @dataclass
@@ -116,12 +115,9 @@ def _log_fact(key: str) -> Callable[[Memory], float]:
 
 
 def _novelty(memory: Memory) -> float:
-    """How much less the student knows of new images than of those it replays (of which 1 nat is due at first).
-
-    Counted from a ratio of `USUAL` on: some is there in any run, since candidates are made where the student errs.
-    """
+    """How much less the student knows of new images than of those it replays (of which 1 nat is due at first)."""
     now = memory.now
-    return math.log10((max(now["candidate_delta_q50"], 0.0) + 1e-6) / (max(now["delta_q50"], 0.0) + 1e-6) / USUAL)
+    return math.log10((max(now["candidate_delta_q50"], 0.0) + 1e-6) / (max(now["delta_q50"], 0.0) + 1e-6))
 
 
 def _budget(memory: Memory) -> float:
@@ -170,7 +166,7 @@ ENTRIES: tuple[Entry, ...] = (
     *_quantile_entries("visits", "log(1 + times replayed), by 10", 0.0, _counted),
     *_quantile_entries("candidate_confidence", "teacher's confidence over the newest candidates", 0.0, _plain),
     *_quantile_entries("candidate_delta", "log10 of KL over the newest candidates, by 6", -1.0, _log),
-    Entry("novelty", 0.0, 1.0, "log10 of the newest candidates' median KL over 2.5 times the buffer's", _novelty),
+    Entry("novelty", -1.0, 1.0, "log10 of the newest candidates' median KL over the buffer's", _novelty),
     Entry("probe_agreement", 0.0, 1.0, "teacher and student name the same class", _plain("probe_agreement")),
     Entry("probe_kl", -1.0, 1.0, "log10 of KL on the probe, by 6", _log("probe_kl")),
     Entry(

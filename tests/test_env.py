@@ -321,8 +321,8 @@ def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_one
         memory.recent.append({**env.memory.now, **facts})
         return float(observe(memory)[place])
 
-    assert told(candidate_delta_q50=5.0, delta_q50=0.5) == pytest.approx(math.log10(4.0), abs=1e-4)
-    assert told(candidate_delta_q50=1.0, delta_q50=0.5) == 0.0, "new images are always somewhat less known"
+    assert told(candidate_delta_q50=2.0, delta_q50=0.5) == pytest.approx(math.log10(4.0), abs=1e-4)
+    assert told(candidate_delta_q50=0.5, delta_q50=2.0) == pytest.approx(-math.log10(4.0), abs=1e-4)
     assert told(candidate_delta_q50=2.0, delta_q50=0.0) == 1.0, "the bound"
 
 

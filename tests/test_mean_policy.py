@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
-from benchmarks.mean_policy import linear, main, mean_of, weigh, widened
+from benchmarks.mean_policy import linear, main, mean_of, widened
 from envs.spaces import ENTRIES
 from ssdkd.errors import ConfigError
 
@@ -83,31 +83,7 @@ def test_a_widened_policy_does_the_same_until_it_learns_to_use_what_it_sees(tmp_
     assert read.mean[read.description.observations.index(new)] == pytest.approx(0.4)
 
 
-def test_a_weight_set_by_hand_moves_one_coefficient_around_the_mean_of_an_entry() -> None:
-    before, after = load_policy(DEFAULT), load_policy(DEFAULT)
-    coefficient, entry = after.description.actions[0], after.description.observations[0]
-    weigh(after, coefficient, entry, -0.5)
-    (was, bias), (now, moved) = linear(before), linear(after)
-    assert now[0, 0] == pytest.approx(-0.5, abs=1e-5)
-    assert np.allclose(np.delete(now.ravel(), 0), np.delete(was.ravel(), 0), atol=1e-6)
-    at_mean = [slopes @ before.mean + b for slopes, b in ((was, bias), (now, moved))]
-    assert np.allclose(*at_mean, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "text", ["effort", "effort:novelty", "effort:nothing=1", "nothing:progress=1", "effort:progress=x"]
-)
-def test_a_weight_that_cannot_be_set_is_refused_in_a_sentence(
-    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mean_policy", str(DEFAULT), "--weigh", text])
-    assert main() == 2
-    assert "error: --weigh:" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "text", ["buffer_fill", "buffer_fill=1", "buffer_fill=0.4,0", "nothing=0.4,0.2", "progress=0.5,0.3"]
-)
+@pytest.mark.parametrize("text", ["novelty", "novelty=1", "novelty=0.4,0", "nothing=0.4,0.2", "progress=0.5,0.3"])
 def test_what_it_cannot_read_in_addition_is_refused_in_a_sentence(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
