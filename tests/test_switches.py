@@ -1,4 +1,4 @@
-"""Promises of the switches that change speed alone: layout and compile teach the same student, to rounding."""
+"""Promises of the switches that change speed alone: layout, compile and rendered teach the same student, to rounding."""
 
 import json
 import os
@@ -51,6 +51,12 @@ def test_the_layout_changes_how_maps_lie_and_not_what_is_learned() -> None:
     assert all(last)
     assert not any(not_last)
     assert_alike(automatic, contiguous)
+
+
+def test_rendered_views_teach_the_very_same_student() -> None:
+    students = [taught(3, buffer={"rendered": rendered, "views": 3, "shift": 1})[0] for rendered in (True, False)]
+    for a, b in zip(*(student.parameters() for student in students), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow
