@@ -1,4 +1,4 @@
-"""Promises of the switches that change speed alone: layout, compile and rendered teach the same student, to rounding."""
+"""Promises of the switches that change speed alone: layout, compile, rendered teach the same student, to rounding."""
 
 import json
 import os
