@@ -520,7 +520,7 @@ def test_a_resumed_training_ends_with_the_policy_of_an_uninterrupted_one(
     algorithm: str, processes: str, tmp_path: Path
 ) -> None:
     """Cut in the middle of episodes."""
-    cut_at = "20" if algorithm == "sac" else "16"
+    cut_at = "22" if algorithm == "sac" else "16"
     flags = ["--processes", processes, "--evaluate-seeds", "0"]
     whole = trained(tmp_path, algorithm, *flags, "--steps", "40")
     cut = trained(tmp_path, algorithm, *flags, "--steps", cut_at)

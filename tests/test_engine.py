@@ -425,7 +425,7 @@ def test_the_search_looks_at_shifted_images_only_where_it_is_told_to(augment: bo
     engine = tiny_engine(changed(inversion={"augment": augment}, buffer={"shift": 2, "border": "black"}), spec=spec)
     settings = engine.inverter.settings
     assert (settings.shift, settings.flip) == ((2, True) if augment else (0, False))
-    assert settings.border == engine.distiller.border == "black"
+    assert settings.border == engine.buffer.border == "black"
 
 
 def test_drawn_targets_scatter_as_dice_do_and_balanced_ones_do_not() -> None:
