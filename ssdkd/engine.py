@@ -149,8 +149,9 @@ class Engine:
         self._recipe = self.recipe()  # the newest round's
         self.stored_views = max(config.buffer.views, 1)
         keeping = config.buffer
+        rendered = keeping.rendered if keeping.views else False  # else new views are drawn for every step
         self.buffer = ReplayBuffer(
-            keeping.capacity, shape, spec.num_classes, self.stored_views, device, keeping.border, keeping.rendered
+            keeping.capacity, shape, spec.num_classes, self.stored_views, device, keeping.border, rendered
         )
         learning = config.distillation
         optimizer = make_optimizer(

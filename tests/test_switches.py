@@ -57,6 +57,8 @@ def test_rendered_views_teach_the_very_same_student() -> None:
     students = [taught(3, buffer={"rendered": rendered, "views": 3, "shift": 1})[0] for rendered in (True, False)]
     for a, b in zip(*(student.parameters() for student in students), strict=True):
         assert torch.equal(a, b)
+    assert tiny_engine(changed(buffer={"views": 3})).buffer.rendered is not None
+    assert tiny_engine(changed(buffer={"views": 0})).buffer.rendered is None, "nobody would look at it"
 
 
 @pytest.mark.slow
