@@ -64,17 +64,15 @@ def mean_of(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
 
 
 def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> LearnedPolicy:
-    """The same policy, which also reads these entries, as yet to no effect: name -> mean and deviation to expect."""
+    """The same linear policy, which also reads these entries, as yet to no effect: name -> mean and deviation."""
     known = policy.description.observations
     names = [entry.name for entry in ENTRIES if entry.name in {*known, *also}]
     useless = sorted(set(also) - (set(names) - set(known)))
     if useless:
         raise ConfigError(f"--also: {useless[0]} is no entry of the observation, or one that the policy reads already.")
-    if policy.description.net_arch:
-        raise ConfigError("--also: the policy must be linear.")
     described = replace(policy.description, observations=names)
-    expected = {name: (float(policy.mean[i]), float(policy.var[i])) for i, name in enumerate(known)}
-    expected |= {name: (mean, deviation**2) for name, (mean, deviation) in also.items()}
+    scales = dict(zip(known, zip(policy.mean, policy.var, strict=True), strict=True))
+    scales |= {name: (mean, deviation**2) for name, (mean, deviation) in also.items()}
     network = _network(described, len(described.actions))
     state, columns = policy.network.state_dict(), [names.index(name) for name in known]
     for key in ("action_net.weight", "value_net.weight"):
@@ -82,7 +80,7 @@ def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> Lear
         state[key] = narrow.new_zeros((len(narrow), len(names)))
         state[key][:, columns] = narrow
     network.load_state_dict(state)
-    mean, var = (np.array([expected[name][place] for name in names]) for place in (0, 1))
+    mean, var = np.array([scales[name] for name in names]).T
     return LearnedPolicy(network, described, mean, var)
 
 

@@ -82,8 +82,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}},
     "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
 }
-# What a policy sees of the run that it serves; the other entries tell of the task and of the budget.
-FORESEEN = (  # entries that a schedule made for the task could know; all others tell how the run goes
+# Entries that a schedule made for the task could know; all others tell how the run goes.
+FORESEEN = (
     "progress",
     "budget",
     "batch_norm",

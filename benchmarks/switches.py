@@ -4,8 +4,7 @@
 
 `precision`, `layout`, `buffer.rendered` and `compile`, one at a time, on the ready-made jobs, in turn in one process,
 so that a busy machine slows all of them; a ratio above 1 is slower than the automatic choice, and is the median over
-the turns.
-`compile` concerns the student's step alone.
+the turns. `compile` concerns the student's step alone.
 """
 
 from __future__ import annotations

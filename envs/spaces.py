@@ -116,8 +116,7 @@ def _log_fact(key: str) -> Callable[[Memory], float]:
 
 def _novelty(memory: Memory) -> float:
     """How much less the student knows of new images than of those it replays (of which 1 nat is due at first)."""
-    now = memory.now
-    return math.log10((max(now["candidate_delta_q50"], 0.0) + 1e-6) / (max(now["delta_q50"], 0.0) + 1e-6))
+    return 6.0 * (log_scaled(memory.now["candidate_delta_q50"]) - log_scaled(memory.now["delta_q50"]))
 
 
 def _budget(memory: Memory) -> float:
