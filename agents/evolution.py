@@ -43,6 +43,7 @@ class Evolution(PPO):
         constant: move only the last layer's bias, so that the policy is a set of constants.
         start: coefficients that the policy begins with, by name, constant; else neutral.
         acts: names of the coefficients that the action holds, in its order; none: all.
+        moves: names of those whose weights move while the others stay as they begin; none: all.
         ppo: arguments of PPO, for `--adapt`.
     """
 
@@ -57,6 +58,7 @@ class Evolution(PPO):
         constant: bool = False,
         start: dict[str, float] | None = None,
         acts: list[str] | None = None,
+        moves: list[str] | None = None,
         **ppo: Any,
     ) -> None:
         self.pairs, self.spread, self.rate, self.memory = int(pairs), spread, rate, memory
@@ -72,26 +74,40 @@ class Evolution(PPO):
             head.weight.zero_()
             head.bias.copy_(torch.tensor([begin[name] for name in names]))
             self.policy.log_std.fill_(math.log(0.5 * spread))
-        self.moved = self._moved()
-        self.noise = torch.cat([torch.full((p.numel(),), scale) for p, scale in self.moved])
+        unknown = sorted(set(moves or []) - set(names))
+        if unknown:
+            raise ValueError(f"moves names {unknown[0]}, which is none of the coefficients that the policy sets")
+        self.moved = self._moved([not moves or name in moves for name in names])
+        noise = torch.cat([scale.reshape(-1) for _, scale in self.moved])
+        self.places = noise.nonzero()[:, 0]  # of the weights that move among all of them
+        self.noise = noise[self.places]
         self.tried = torch.zeros((REMEMBERED * self.pairs, len(self.noise)))  # noise of the newest pairs, in its unit
         self.told = torch.zeros(len(self.tried))  # half the differences of their returns
 
-    def _moved(self) -> list[tuple[Tensor, float]]:
-        """The parameters that evolve, each with the standard deviation of its noise."""
+    def _moved(self, rows: list[bool]) -> list[tuple[Tensor, Tensor]]:
+        """The parameters that evolve, each with its noise's standard deviations; none for other `rows` of the last."""
         head = self.policy.action_net
         assert isinstance(head, nn.Linear)
+        which = torch.tensor(rows).float()
+        biases = (head.bias, self.spread * which)
         if self.constant:
-            return [(head.bias, self.spread)]
+            return [biases]
         layers = [m for m in self.policy.mlp_extractor.policy_net.modules() if isinstance(m, nn.Linear)]
-        found: list[tuple[Tensor, float]] = []
-        for layer in [*layers, head]:
-            of_weights = self.spread * min(1.0, 1.5 / math.sqrt(layer.in_features))
-            found += [(layer.weight, of_weights), (layer.bias, self.spread)]
-        return found
+
+        def of_weights(layer: nn.Linear) -> Tensor:
+            return self.spread * min(1.0, 1.5 / math.sqrt(layer.in_features)) * torch.ones(layer.weight.shape)
+
+        found: list[tuple[Tensor, Tensor]] = []
+        for layer in layers:
+            found += [(layer.weight, of_weights(layer)), (layer.bias, self.spread * torch.ones(layer.out_features))]
+        return [*found, (head.weight, of_weights(head) * which[:, None]), biases]
 
     def _weights(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p, _ in self.moved])
+
+    def _moved_by(self, step: Tensor, centre: Tensor) -> Tensor:
+        """All weights, those that move by `step` away from `centre`."""
+        return centre.index_add(0, self.places, step)
 
     def _wear(self, weights: Tensor) -> None:
         at = 0
@@ -115,8 +131,8 @@ class Evolution(PPO):
             callback.on_rollout_start()
             random = np.random.default_rng([self.seed or 0, self.num_timesteps])
             centre = self._weights()
-            drawn = torch.from_numpy(random.standard_normal((self.pairs, len(centre)))).float() * self.noise
-            tried = torch.cat([torch.stack((centre + d, centre - d)) for d in drawn])
+            drawn = torch.from_numpy(random.standard_normal((self.pairs, len(self.noise)))).float() * self.noise
+            tried = torch.cat([torch.stack((self._moved_by(d, centre), self._moved_by(-d, centre))) for d in drawn])
             seeds = np.repeat(random.integers(2**31, size=self.pairs), 2).tolist()
             returns = self._play(tried, seeds, callback)
             self._wear(centre)
@@ -136,13 +152,14 @@ class Evolution(PPO):
         self.told = torch.cat([differences, self.told])[: len(self.told)]
         slope = slope_of(self.tried, self.told, self.memory ** (torch.arange(len(self.told)) // self.pairs))
         rate = 100.0 * self.rate * (0.2 + 0.8 * self._current_progress_remaining)
-        moved = centre + self.noise * (rate * slope).clamp(-1.0, 1.0)
+        step = (rate * slope).clamp(-1.0, 1.0)
+        moved = self._moved_by(self.noise * step, centre)
         size = self.moved[-1][0].numel()  # the last layer's bias: no further out than actions go
         moved[-size:] = moved[-size:].clamp(-1.2, 1.2)
         self._wear(moved)
         self.logger.record("train/return", float(returns.mean()))
         self.logger.record("train/difference", float(differences.square().mean().sqrt()))
-        self.logger.record("train/step", float((moved - centre).div(self.noise).square().mean().sqrt()))
+        self.logger.record("train/step", float(step.square().mean().sqrt()))
 
     def _play(self, tried: Tensor, seeds: list[int], callback: Any) -> list[float] | None:
         """One episode with each row of `tried`, as many at once as there are environments: -> their returns.
@@ -191,7 +208,7 @@ class Evolution(PPO):
         return states, ["tried", "told"]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "moved", "noise"]
+        return [*super()._excluded_save_params(), "moved", "places", "noise"]
 
 
 def slope_of(tried: Tensor, told: Tensor, counts: Tensor) -> Tensor:

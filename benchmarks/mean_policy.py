@@ -2,6 +2,7 @@
 
     python -m agents.train --config train-digits --seed 0 --teachers-root teachers/digits       # and seeds 1, 2
     python -m benchmarks.mean_policy runs/policy-A runs/policy-B runs/policy-C --out policy.safetensors
+    python -m benchmarks.mean_policy policy.safetensors "{w_div: 1.2, effort: 1.5}" --out nearer.safetensors
 
 All must be linear (`net_arch: []`) in the same entries and coefficients. Prints what the mean does: each coefficient at
 the start and at the end of a run, all else as on average in training, and what its place in its range (-1 to 1) gains
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agents.evaluate import schedule
 from agents.policies import Description, LearnedPolicy, _network, load_policy
 from agents.train import POLICY
 from envs.spaces import ENTRIES
@@ -43,45 +45,58 @@ def mean_of(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
     found = [linear(policy) for policy in policies]
     weights, biases = (np.mean([parts[place] for parts in found], axis=0) for place in (0, 1))
     mean, var = (np.mean([getattr(p, name) for p in policies], axis=0) for name in ("mean", "var"))
-    described = Description(
-        algorithm=first.algorithm,
-        net_arch=[],
-        activation=first.activation,
-        observations=first.observations,
-        actions=first.actions,
-        reward=first.reward,
-        reward_scale=first.reward_scale,
-        arguments=first.arguments,
-        training={"mean_of": [p.description.training for p in policies]},
-    )
+    training = {"mean_of": [p.description.training for p in policies]}
+    return with_weights(policies[0], replace(first, training=training), weights, biases, mean, var)
+
+
+def with_weights(
+    like: LearnedPolicy,
+    described: Description,
+    weights: np.ndarray,
+    biases: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+) -> LearnedPolicy:
+    """A linear policy by its weights and biases on raw observations; `mean` and `var` are what it scales them by."""
     network = _network(described, len(described.actions))
     with torch.no_grad():
         head = network.action_net
         head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]
         head.bias.copy_(torch.from_numpy(biases + weights @ mean))  # type: ignore[union-attr,operator]
-        network.log_std.copy_(policies[0].network.log_std)  # type: ignore[operator,arg-type]
+        network.log_std.copy_(like.network.log_std)  # type: ignore[operator,arg-type]
     return LearnedPolicy(network, described, mean, var)
+
+
+def as_linear(coefficients: str, like: LearnedPolicy) -> LearnedPolicy:
+    """Constants, or a schedule, as a policy that reads and sets what `like` does, and scales it alike."""
+    fixed, described = schedule(coefficients), like.description
+    rows = [[r.name for r in RANGES].index(name) for name in described.actions]
+    weights = np.zeros((len(rows), len(described.observations)))
+    if "progress" in described.observations:
+        weights[:, described.observations.index("progress")] = (fixed.end - fixed.start)[rows]
+    elif (fixed.end != fixed.start).any():
+        raise ConfigError(f"{coefficients[:80]!r} changes with progress, which the policies do not read.")
+    described = replace(described, training={"coefficients": coefficients})
+    return with_weights(like, described, weights, fixed.start[rows], like.mean, like.var)
 
 
 def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> LearnedPolicy:
-    """The same linear policy, which also reads these entries, as yet to no effect: name -> mean and deviation."""
+    """The same linear policy, which also reads these entries, as yet to no effect: name -> mean and deviation.
+
+    An entry that it reads already is given this scale, by which a search that begins here moves its weights.
+    """
     known = policy.description.observations
     names = [entry.name for entry in ENTRIES if entry.name in {*known, *also}]
-    useless = sorted(set(also) - (set(names) - set(known)))
+    useless = sorted(set(also) - set(names))
     if useless:
-        raise ConfigError(f"--also: {useless[0]} is no entry of the observation, or one that the policy reads already.")
-    described = replace(policy.description, observations=names)
+        raise ConfigError(f"--also: {useless[0]} is no entry of the observation.")
+    narrow, biases = linear(policy)
+    weights = np.zeros((len(biases), len(names)))
+    weights[:, [names.index(name) for name in known]] = narrow
     scales = dict(zip(known, zip(policy.mean, policy.var, strict=True), strict=True))
     scales |= {name: (mean, deviation**2) for name, (mean, deviation) in also.items()}
-    network = _network(described, len(described.actions))
-    state, columns = policy.network.state_dict(), [names.index(name) for name in known]
-    for key in ("action_net.weight", "value_net.weight"):
-        narrow = state[key]
-        state[key] = narrow.new_zeros((len(narrow), len(names)))
-        state[key][:, columns] = narrow
-    network.load_state_dict(state)
     mean, var = np.array([scales[name] for name in names]).T
-    return LearnedPolicy(network, described, mean, var)
+    return with_weights(policy, replace(policy.description, observations=names), weights, biases, mean, var)
 
 
 def told(policy: LearnedPolicy) -> str:
@@ -112,21 +127,32 @@ def expected(text: str) -> tuple[str, tuple[float, float]]:
     return name, (mean, deviation)
 
 
+def loaded(name: str) -> LearnedPolicy:
+    """The policy of a training's folder, or of a file."""
+    return load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="The mean of linear policies.")
-    parser.add_argument("trainings", nargs="+", help="folders of agents.train, or policies' files")
+    parser.add_argument(
+        "trainings",
+        nargs="+",
+        help="folders of agents.train, or policies' files; after the first also coefficients: '{alpha: 0.4, ...}'",
+    )
     parser.add_argument(
         "--also",
         nargs="+",
         default=[],
         metavar="ENTRY=MEAN,DEVIATION",
-        help="entries of the observation that it is to read as well, at weight 0: to search on from it with --begin",
+        help="entries of the observation that it is to read as well, at weight 0, or to scale so: to search on from it "
+        "with --begin",
     )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
     try:
-        paths = [Path(name) / POLICY if Path(name).is_dir() else Path(name) for name in given.trainings]
-        policy = mean_of([load_policy(path) for path in paths])
+        first = loaded(given.trainings[0])
+        others = [as_linear(n, first) if n.lstrip().startswith("{") else loaded(n) for n in given.trainings[1:]]
+        policy = mean_of([first, *others])
         if given.also:
             policy = widened(policy, dict(expected(text) for text in given.also))
     except SsdkdError as error:

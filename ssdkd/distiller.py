@@ -140,17 +140,16 @@ class Distiller:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.student.train()
-        loss_sum = torch.zeros((), device=rows.device)
-        agree_sum = torch.zeros((), device=rows.device)
+        deltas, agreed = [], []
         for batch, weight, (inputs, teacher_logits) in zip(rows, weights, shown, strict=True):
-            loss, agree = self._step(buffer, batch, inputs, teacher_logits, weight)
-            loss_sum += loss
-            agree_sum += agree
-        return Replayed(loss_sum / len(rows), agree_sum / len(rows))
+            delta, agree = self._step(inputs, teacher_logits, weight)
+            buffer.note_replay(batch, delta)
+            deltas.append(delta)
+            agreed.append(agree)
+        return Replayed((weights * torch.stack(deltas)).mean(), torch.stack(agreed).float().mean())
 
-    def _step(
-        self, buffer: ReplayBuffer, batch: Tensor, inputs: Tensor, teacher_logits: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _step(self, inputs: Tensor, teacher_logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from one batch: -> how wrong the student was, and whether it named the teacher's class, each (B,)."""
         with self.autocast:
             student_logits = self.forward(inputs)
         said = student_logits.detach().float()
@@ -163,6 +162,4 @@ class Distiller:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        buffer.note_replay(batch, delta)
-        agree = (said.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
-        return (weights * delta).mean(), agree
+        return delta, said.argmax(dim=1) == teacher_logits.argmax(dim=1)

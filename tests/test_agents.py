@@ -339,7 +339,7 @@ def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
         (tmp_path / f"{name}.safetensors").touch()
     family = family_from("family", str(tmp_path))
     tasks, held_out = training_tasks(family), held_out_tasks(family)
-    assert len(tasks) == 450
+    assert len(tasks) == 550
     seen = {task.get("teacher", {}).get("checkpoint") for task in tasks}
     judged = {task["teacher"]["checkpoint"] for task in held_out}
     assert not seen & judged, "a held-out teacher must not be trained on"

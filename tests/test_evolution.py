@@ -141,3 +141,13 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) 
     (folder / "policy.safetensors").unlink()
     assert train.main(["--resume", str(folder), "--quiet"]) == 0
     assert (folder / "policy.safetensors").read_bytes() == whole
+
+
+def test_only_what_moves_moves() -> None:
+    model = learner(moves=["alpha"], start={"w_div": 1.5}).learn(6_000)
+    head = model.policy.action_net.requires_grad_(False)
+    assert head.weight[0].abs().max() == 0.0
+    assert head.bias[0] == pytest.approx(0.5)
+    assert float(head.bias[1]) == pytest.approx(0.4, abs=0.2)
+    with pytest.raises(ValueError, match="moves names gamma"):
+        learner(moves=["gamma"])

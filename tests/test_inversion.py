@@ -27,7 +27,7 @@ from ssdkd.inversion import (
     register_term,
 )
 from ssdkd.inversion.generators import to_bytes
-from ssdkd.inversion.textures import random_textures
+from ssdkd.inversion.textures import _smooth_field, random_textures
 from ssdkd.models import available_models, create_model, load_weights
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
@@ -529,10 +529,24 @@ def test_textures_have_the_statistics_that_the_normalisation_knows() -> None:
 
 def test_textures_differ_from_image_to_image_and_are_smooth() -> None:
     mean, std = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.2)
-    made = random_textures(32, (1, 32, 32), mean, std, torch.Generator().manual_seed(1)).flatten(1)
+    random = torch.Generator().manual_seed(1)
+    made = torch.cat([random_textures(32, (1, 32, 32), mean, std, random) for _ in range(8)]).flatten(1)
     between = (made[1:] - made[:-1]).square().mean()
     within = (made[:, 1:] - made[:, :-1]).square().mean()
     assert between > 3 * within
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.9, 2.0, 3.6, 7.9])
+def test_a_smooth_field_is_as_lively_everywhere_and_as_smooth_as_it_is_wide(scale: float) -> None:
+    """Its noise lies apart; a Gaussian this wide must not show it."""
+    field = _smooth_field(4000, (1, 24, 17), scale, torch.Generator().manual_seed(0))[:, 0]
+    assert field.shape == (4000, 24, 17)
+    variance = field.square().mean(dim=0)
+    assert variance.mean() == pytest.approx(1.0, abs=0.03)
+    assert variance.std() < 0.03  # of 4,000 draws, 0.022 is chance
+    for distance in (1, 4):
+        alike = (field[:, :, distance:] * field[:, :, :-distance]).mean()
+        assert alike == pytest.approx(math.exp(-(distance**2) / (4 * scale**2)), abs=0.04)
 
 
 def test_steps_from_textures_bend_them_to_their_class(teacher: nn.Module) -> None:

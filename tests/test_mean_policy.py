@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
-from benchmarks.mean_policy import linear, main, mean_of, widened
-from envs.spaces import ENTRIES
+from benchmarks.mean_policy import as_linear, linear, main, mean_of, widened
+from envs.spaces import ENTRIES, PROGRESS
+from ssdkd.coefficients import Coefficients
 from ssdkd.errors import ConfigError
 
 
@@ -83,10 +84,33 @@ def test_a_widened_policy_does_the_same_until_it_learns_to_use_what_it_sees(tmp_
     assert read.mean[read.description.observations.index(new)] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("text", ["novelty", "novelty=1", "novelty=0.4,0", "nothing=0.4,0.2", "progress=0.5,0.3"])
+@pytest.mark.parametrize("text", ["novelty", "novelty=1", "novelty=0.4,0", "nothing=0.4,0.2"])
 def test_what_it_cannot_read_in_addition_is_refused_in_a_sentence(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["mean_policy", str(DEFAULT), "--also", text])
     assert main() == 2
     assert "error: --also:" in capsys.readouterr().err
+
+
+def test_an_entry_that_is_read_already_can_be_scaled_anew_to_no_effect() -> None:
+    one = load_policy(DEFAULT)
+    scaled = widened(one, {"budget": (0.31, 0.08)})
+    assert scaled.description.observations == one.description.observations
+    assert scaled.var[one.description.observations.index("budget")] == pytest.approx(0.08**2)
+    for mine, its in zip(linear(scaled), linear(one), strict=True):
+        assert np.allclose(mine, its, atol=1e-5)
+
+
+def test_coefficients_are_a_policy_to_average_with() -> None:
+    one = load_policy(DEFAULT)
+    fixed = as_linear("{effort: 2.0, alpha: [0.0, 1.5]}", one)
+    names, seen = one.description.actions, np.zeros((2, len(ENTRIES)), dtype=np.float32)
+    seen[1, PROGRESS] = 1.0
+    start, end = (Coefficients.from_unit(action) for action in fixed.predict(seen, deterministic=True)[0])
+    assert (start.effort, end.effort) == pytest.approx((2.0, 2.0), rel=1e-4)
+    assert (start.alpha, end.alpha) == pytest.approx((0.0, 1.5), abs=1e-4)
+    assert "alpha" in names
+    assert np.allclose(linear(mean_of([one, fixed]))[0], (linear(one)[0] + linear(fixed)[0]) / 2, atol=1e-5)
+    with pytest.raises(ConfigError, match="not coefficients"):
+        as_linear("{efort: 2.0}", one)
