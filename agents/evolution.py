@@ -105,7 +105,7 @@ class Evolution(PPO):
     def _weights(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p, _ in self.moved])
 
-    def _moved_by(self, step: Tensor, centre: Tensor) -> Tensor:
+    def _stepped(self, step: Tensor, centre: Tensor) -> Tensor:
         """All weights, those that move by `step` away from `centre`."""
         return centre.index_add(0, self.places, step)
 
@@ -132,7 +132,7 @@ class Evolution(PPO):
             random = np.random.default_rng([self.seed or 0, self.num_timesteps])
             centre = self._weights()
             drawn = torch.from_numpy(random.standard_normal((self.pairs, len(self.noise)))).float() * self.noise
-            tried = torch.cat([torch.stack((self._moved_by(d, centre), self._moved_by(-d, centre))) for d in drawn])
+            tried = torch.cat([torch.stack((self._stepped(d, centre), self._stepped(-d, centre))) for d in drawn])
             seeds = np.repeat(random.integers(2**31, size=self.pairs), 2).tolist()
             returns = self._play(tried, seeds, callback)
             self._wear(centre)
@@ -153,7 +153,7 @@ class Evolution(PPO):
         slope = slope_of(self.tried, self.told, self.memory ** (torch.arange(len(self.told)) // self.pairs))
         rate = 100.0 * self.rate * (0.2 + 0.8 * self._current_progress_remaining)
         step = (rate * slope).clamp(-1.0, 1.0)
-        moved = self._moved_by(self.noise * step, centre)
+        moved = self._stepped(self.noise * step, centre)
         size = self.moved[-1][0].numel()  # the last layer's bias: no further out than actions go
         moved[-size:] = moved[-size:].clamp(-1.2, 1.2)
         self._wear(moved)
