@@ -77,30 +77,33 @@ class Evolution(PPO):
         unknown = sorted(set(moves or []) - set(names))
         if unknown:
             raise ValueError(f"moves names {unknown[0]}, which is none of the coefficients that the policy sets")
-        self.moved = self._moved([not moves or name in moves for name in names])
-        noise = torch.cat([scale.reshape(-1) for _, scale in self.moved])
-        self.places = noise.nonzero()[:, 0]  # of the weights that move among all of them
-        self.noise = noise[self.places]
+        self.moved = self._moved()
+        rows = torch.tensor([not moves or name in moves for name in names])
+        free = torch.cat(  # with `moves`, rows of the last layer and nothing else
+            [
+                rows.repeat_interleave(p.numel() // len(rows))
+                if p is head.weight or p is head.bias
+                else torch.full((p.numel(),), not moves)
+                for p, _ in self.moved
+            ]
+        )
+        self.places = free.nonzero()[:, 0]  # of the weights that move among all of them
+        self.noise = torch.cat([torch.full((p.numel(),), scale) for p, scale in self.moved])[self.places]
         self.tried = torch.zeros((REMEMBERED * self.pairs, len(self.noise)))  # noise of the newest pairs, in its unit
         self.told = torch.zeros(len(self.tried))  # half the differences of their returns
 
-    def _moved(self, rows: list[bool]) -> list[tuple[Tensor, Tensor]]:
-        """The parameters that evolve, each with its noise's standard deviations; none for other `rows` of the last."""
+    def _moved(self) -> list[tuple[Tensor, float]]:
+        """The parameters that evolve, each with the standard deviation of its noise."""
         head = self.policy.action_net
         assert isinstance(head, nn.Linear)
-        which = torch.tensor(rows).float()
-        biases = (head.bias, self.spread * which)
         if self.constant:
-            return [biases]
+            return [(head.bias, self.spread)]
         layers = [m for m in self.policy.mlp_extractor.policy_net.modules() if isinstance(m, nn.Linear)]
-
-        def of_weights(layer: nn.Linear) -> Tensor:
-            return self.spread * min(1.0, 1.5 / math.sqrt(layer.in_features)) * torch.ones(layer.weight.shape)
-
-        found: list[tuple[Tensor, Tensor]] = []
-        for layer in layers:
-            found += [(layer.weight, of_weights(layer)), (layer.bias, self.spread * torch.ones(layer.out_features))]
-        return [*found, (head.weight, of_weights(head) * which[:, None]), biases]
+        found: list[tuple[Tensor, float]] = []
+        for layer in [*layers, head]:
+            of_weights = self.spread * min(1.0, 1.5 / math.sqrt(layer.in_features))
+            found += [(layer.weight, of_weights), (layer.bias, self.spread)]
+        return found
 
     def _weights(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p, _ in self.moved])

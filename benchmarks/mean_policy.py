@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from agents.evaluate import schedule
+from agents.learning import rows_of
 from agents.policies import Description, LearnedPolicy, _network, load_policy
 from agents.train import POLICY
 from envs.spaces import ENTRIES
@@ -58,6 +59,7 @@ def with_weights(
     var: np.ndarray,
 ) -> LearnedPolicy:
     """A linear policy by its weights and biases on raw observations; `mean` and `var` are what it scales them by."""
+    described = replace(described, net_arch=[])
     network = _network(described, len(described.actions))
     with torch.no_grad():
         head = network.action_net
@@ -70,7 +72,7 @@ def with_weights(
 def as_linear(coefficients: str, like: LearnedPolicy) -> LearnedPolicy:
     """Constants, or a schedule, as a policy that reads and sets what `like` does, and scales it alike."""
     fixed, described = schedule(coefficients), like.description
-    rows = [[r.name for r in RANGES].index(name) for name in described.actions]
+    rows = rows_of(described.actions)
     weights = np.zeros((len(rows), len(described.observations)))
     if "progress" in described.observations:
         weights[:, described.observations.index("progress")] = (fixed.end - fixed.start)[rows]

@@ -42,9 +42,9 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._see(), 0.1 * (self.luck - miss), self.round == 3, False, {}
 
 
-def learner(environments: int = 2, **arguments: Any) -> Evolution:
+def learner(environments: int = 2, net_arch: tuple[int, ...] = (), **arguments: Any) -> Evolution:
     vector = DummyVecEnv([lambda: Monitor(Bent())] * environments)
-    kwargs = {"net_arch": [], "activation_fn": torch.nn.Tanh}
+    kwargs = {"net_arch": list(net_arch), "activation_fn": torch.nn.Tanh}
     return Evolution("MlpPolicy", vector, acts=["w_div", "alpha"], policy_kwargs=kwargs, seed=0, **arguments)
 
 
@@ -149,5 +149,12 @@ def test_only_what_moves_moves() -> None:
     assert head.weight[0].abs().max() == 0.0
     assert head.bias[0] == pytest.approx(0.5)
     assert float(head.bias[1]) == pytest.approx(0.4, abs=0.2)
+    deep = learner(net_arch=(4,), moves=["alpha"], pairs=2)
+    hidden = [p.clone() for p in deep.policy.mlp_extractor.policy_net.parameters()]
+    deep.learn(60)
+    assert all(
+        torch.equal(a, b) for a, b in zip(hidden, deep.policy.mlp_extractor.policy_net.parameters(), strict=True)
+    )
+    assert deep.policy.action_net.weight[1].abs().max() > 0.0
     with pytest.raises(ValueError, match="moves names gamma"):
         learner(moves=["gamma"])

@@ -105,12 +105,18 @@ def test_an_entry_that_is_read_already_can_be_scaled_anew_to_no_effect() -> None
 def test_coefficients_are_a_policy_to_average_with() -> None:
     one = load_policy(DEFAULT)
     fixed = as_linear("{effort: 2.0, alpha: [0.0, 1.5]}", one)
-    names, seen = one.description.actions, np.zeros((2, len(ENTRIES)), dtype=np.float32)
+    seen = np.zeros((2, len(ENTRIES)), dtype=np.float32)
     seen[1, PROGRESS] = 1.0
     start, end = (Coefficients.from_unit(action) for action in fixed.predict(seen, deterministic=True)[0])
     assert (start.effort, end.effort) == pytest.approx((2.0, 2.0), rel=1e-4)
     assert (start.alpha, end.alpha) == pytest.approx((0.0, 1.5), abs=1e-4)
-    assert "alpha" in names
     assert np.allclose(linear(mean_of([one, fixed]))[0], (linear(one)[0] + linear(fixed)[0]) / 2, atol=1e-5)
     with pytest.raises(ConfigError, match="not coefficients"):
         as_linear("{efort: 2.0}", one)
+
+
+def test_a_policy_that_is_not_linear_has_no_mean_with_coefficients() -> None:
+    deep = copy.deepcopy(load_policy(DEFAULT))
+    deep.description.net_arch.append(8)
+    with pytest.raises(ConfigError, match="must be linear"):
+        mean_of([deep, as_linear("{effort: 2.0}", deep)])

@@ -43,7 +43,7 @@ def _smooth_field(count: int, image_shape: tuple[int, int, int], scale: float, r
     """White noise blurred by a Gaussian of `scale` pixels, of variance about 1: -> (count, c, H, W).
 
     The noise lies `apart` pixels from each other, no further than `scale`, where a Gaussian hardly tells it from noise
-    in every pixel: a field's variance differs by at most 0.1 % from place to place. Drawing noise is most of the work.
+    in every pixel: a field's variance differs by at most 0.1 % from place to place. Drawing it takes longest.
     """
     channels, height, width = image_shape
     apart, reach = max(1, int(scale)), max(1, round(2.5 * scale))
