@@ -1,7 +1,8 @@
 """Train the digits teachers of the family of tasks that policies learn on: strong, weak and one-sided ones.
 
 Beside them go `validation.npz`, 480 of the digits that teachers are trained on: what policies are trained by, and
-`validation16.npz` and `validation28.npz`, the same digits enlarged to 16x16 and 28x28 pixels.
+`validation16.npz` and `validation28.npz`, the same digits enlarged to 16x16 and 28x28 pixels; and `test16.npz`, the 360
+digits that ship for evaluation, enlarged: what policies are judged by.
 
     python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
 
@@ -60,6 +61,9 @@ TEACHERS: dict[str, Recipe] = {
     "other": Recipe((40, 80, 112), seed=8, depth=2),
     "other_plain": Recipe((40, 80, 112), seed=9, batch_norm=False, images=400),
     "other_skewed": Recipe((40, 80, 112), seed=10, skew=1.5),
+    "other_large": Recipe((16, 32, 48), seed=14, depth=2, size=16, epochs=20),
+    "other_weak": Recipe((56, 72), seed=15, images=200),
+    "other_plain_skewed": Recipe((32, 64, 96), seed=16, depth=2, batch_norm=False, skew=0.75),
 }
 
 
@@ -110,10 +114,17 @@ def enlarged(images: np.ndarray, size: int) -> Tensor:
     return F.interpolate(pixels.float(), size=size, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
 
 
-def save_validation(path: Path, size: int, how_many: int = 480) -> None:
-    """Images and labels that a policy's training may measure accuracy on; no test digit is among them."""
-    images, _, labels, _ = split()
-    np.savez(path, images=enlarged(images[:how_many], size).permute(0, 2, 3, 1).numpy(), labels=labels[:how_many])
+def save_images(out: Path, how_many: int = 480) -> None:
+    """Images and labels to measure accuracy on: a policy's training on the first, in which no test digit is."""
+    train_images, test_images, train_labels, test_labels = split()
+    validation, test = (train_images[:how_many], train_labels[:how_many]), (test_images, test_labels)
+    for name, size, (images, labels) in (
+        ("validation", 8, validation),
+        ("validation16", 16, validation),
+        ("validation28", 28, validation),
+        ("test16", 16, test),
+    ):
+        np.savez(out / f"{name}.npz", images=enlarged(images, size).permute(0, 2, 3, 1).numpy(), labels=labels)
 
 
 def main() -> None:
@@ -122,9 +133,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
-    save_validation(Path(given.out) / "validation.npz", 8)
-    save_validation(Path(given.out) / "validation16.npz", 16)
-    save_validation(Path(given.out) / "validation28.npz", 28)
+    save_images(Path(given.out))
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)

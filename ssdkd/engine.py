@@ -85,6 +85,7 @@ class Engine:
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
             for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures", "blends"))
         }
+        self.random["host"] = torch.Generator().manual_seed(config.seed * 1000 + 6)  # for what the host has to know
         self.mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
         observer = Observer(self.teacher)
@@ -136,12 +137,13 @@ class Engine:
             flip=spec.flip and inversion.augment,
             border=config.buffer.border,
         )
-        shared = (observer, self.mean, self.std, settings, self.random["inversion"], self.autocast)
+        shared = (observer, self.mean, self.std, settings, self.random["inversion"])
         self.inverter: Search
         if generator is not None:
-            self.inverter = Inverter(generator, *shared)
+            self.inverter = Inverter(generator, *shared, self.autocast)
         else:
-            self.inverter = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from](shape, *shared)
+            kind = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from]
+            self.inverter = kind(shape, *shared, self.random["host"], self.autocast)
         share = inversion.textures
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
@@ -504,7 +506,8 @@ class Engine:
             made.append(images)
         if recipe.textures:
             shape = (self.spec.channels, self.spec.height, self.spec.width)
-            made.append(to_bytes(random_textures(recipe.textures, shape, self.mean, self.std, self.random["textures"])))
+            generators = self.random["textures"], self.random["host"]
+            made.append(to_bytes(random_textures(recipe.textures, shape, self.mean, self.std, *generators)))
         if recipe.blends:
             made.append(self._blended(torch.cat(made), recipe.blends))
         return torch.cat(made)

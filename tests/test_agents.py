@@ -30,6 +30,7 @@ from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
 from ssdkd.coefficients import RANGES
+from ssdkd.data import load_dataset
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.files import read_safetensors, write_safetensors
 from ssdkd.tracking.tags import group_of, tables
@@ -346,7 +347,7 @@ def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
     assert len(seen | judged) == len(TEACHERS)
     validation = {str(tmp_path / name) for name in ("validation.npz", "validation16.npz", "validation28.npz")}
     assert {task["data_root"] for task in tasks} == validation, "not the test digits"
-    assert all(task["dataset"] == "digits" for task in held_out)
+    assert {task["data_root"] for task in held_out} == {None, str(tmp_path / "test16.npz")}, "the test digits"
     recipes = {str((tmp_path / f"{name}.safetensors").resolve()): recipe for name, recipe in TEACHERS.items()}
     for task in [*tasks, *held_out]:
         if "teacher" in task:
@@ -354,6 +355,20 @@ def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
             assert tuple(arguments["widths"]) == recipe.widths
             assert arguments.get("batch_norm", True) == recipe.batch_norm
             assert arguments.get("depth", 1) == recipe.depth
+
+
+def test_policies_are_judged_on_digits_that_none_is_trained_on(tmp_path: Path) -> None:
+    from benchmarks.make_family import save_images
+
+    save_images(tmp_path)
+    shipped = load_dataset("digits", None)
+    judged, seen = (np.load(tmp_path / f"{name}16.npz") for name in ("test", "validation"))
+    assert judged["images"].shape == (360, 16, 16, 1)
+    assert np.array_equal(judged["labels"], shipped.labels.numpy())
+    smaller = judged["images"].reshape(360, 8, 2, 8, 2).mean(axis=(2, 4))
+    assert np.abs(smaller - shipped.images[:, 0].numpy()).mean() < 15, "the digits that ship, enlarged"
+    known = {image.tobytes() for image in seen["images"]}
+    assert not any(image.tobytes() in known for image in judged["images"])
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from ssdkd.inversion import (
     Scene,
     TextureInverter,
     register_term,
+    textures,
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import _smooth_field, random_textures
@@ -519,7 +520,7 @@ def test_a_restored_inverter_goes_on_as_if_nothing_had_happened(teacher: nn.Modu
 def test_textures_have_the_statistics_that_the_normalisation_knows() -> None:
     random = torch.Generator().manual_seed(0)
     mean, std = torch.tensor([0.5, 0.4]).view(1, 2, 1, 1), torch.tensor([0.1, 0.12]).view(1, 2, 1, 1)
-    made = random_textures(64, (2, 28, 20), mean, std, random)
+    made = random_textures(64, (2, 28, 20), mean, std, random, random)
     assert made.shape == (64, 2, 28, 20)
     assert made.min() >= 0.0
     assert made.max() <= 1.0
@@ -530,10 +531,28 @@ def test_textures_have_the_statistics_that_the_normalisation_knows() -> None:
 def test_textures_differ_from_image_to_image_and_are_smooth() -> None:
     mean, std = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.2)
     random = torch.Generator().manual_seed(1)
-    made = torch.cat([random_textures(32, (1, 32, 32), mean, std, random) for _ in range(8)]).flatten(1)
+    made = torch.cat([random_textures(32, (1, 32, 32), mean, std, random, random) for _ in range(8)]).flatten(1)
     between = (made[1:] - made[:-1]).square().mean()
     within = (made[:, 1:] - made[:, :-1]).square().mean()
     assert between > 3 * within
+
+
+def test_what_decides_how_large_a_tensor_is_never_comes_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, std = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.2)
+
+    def scales(random: torch.Generator, host_random: torch.Generator) -> list[float]:
+        seen = []
+
+        def noted(count: int, shape: tuple[int, int, int], scale: float, random: torch.Generator) -> Tensor:
+            seen.append(scale)
+            return _smooth_field(count, shape, scale, random)
+
+        monkeypatch.setattr(textures, "_smooth_field", noted)
+        random_textures(32, (1, 16, 16), mean, std, random, host_random)
+        return seen
+
+    assert scales(random_from(0), random_from(5)) == scales(random_from(1), random_from(5))
+    assert scales(random_from(0), random_from(5)) != scales(random_from(0), random_from(6))
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.9, 2.0, 3.6, 7.9])
@@ -559,7 +578,8 @@ def test_steps_from_textures_bend_them_to_their_class(teacher: nn.Module) -> Non
 
     def share_right(steps: int) -> float:
         random = torch.Generator().manual_seed(0)
-        search = TextureInverter((1, 8, 8), observer, mean, std, replace(settings, steps=steps), random, nullcontext())
+        chosen = replace(settings, steps=steps)
+        search = TextureInverter((1, 8, 8), observer, mean, std, chosen, random, random, nullcontext())
         images, values = search.invert(targets, None, 0.0)
         assert "one_hot" in values
         shown = (images.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
@@ -579,7 +599,7 @@ def test_a_pyramid_meets_the_statistics_and_the_classes_sooner_than_pixels_do(te
 
     def ends_with(search: type[PyramidInverter], steps: int) -> tuple[Tensor, dict[str, Tensor]]:
         random = torch.Generator().manual_seed(0)
-        inverter = search((1, 8, 8), observer, mean, std, replace(settings, steps=steps), random, nullcontext())
+        inverter = search((1, 8, 8), observer, mean, std, replace(settings, steps=steps), random, random, nullcontext())
         return inverter.invert(targets, None, 0.0)
 
     class OfPixels(PyramidInverter):
@@ -602,7 +622,7 @@ def test_a_pyramid_adds_nothing_at_first_and_fits_any_size(teacher: nn.Module, s
     )
     mean = torch.full((1, 1, 1, 1), 0.5)
     random = torch.Generator().manual_seed(0)
-    pyramid = PyramidInverter(shape, Observer(teacher), mean, mean, settings, random, nullcontext())
+    pyramid = PyramidInverter(shape, Observer(teacher), mean, mean, settings, random, random, nullcontext())
     levels = pyramid._levels(6, torch.device("cpu"))
     assert min(min(level.shape[2:]) for level in levels[1:] or levels) >= min(4, *shape[1:])
     textures = torch.rand(6, *shape)

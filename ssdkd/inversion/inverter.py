@@ -268,14 +268,16 @@ class FromTextures(Search):
         std: Tensor,
         settings: InverterSettings,
         random: torch.Generator,
+        host_random: torch.Generator,
         autocast: AbstractContextManager[Any],
     ) -> None:
         super().__init__(observer, mean, std, settings, random, autocast)
         self.image_shape = image_shape
+        self.host_random = host_random  # for numbers that the host needs to know
 
     def _textures(self, count: int) -> Tensor:
         """Where the search starts: -> (count, c, H, W)."""
-        return random_textures(count, self.image_shape, self.mean, self.std, self.random)
+        return random_textures(count, self.image_shape, self.mean, self.std, self.random, self.host_random)
 
 
 class TextureInverter(FromTextures):
@@ -327,7 +329,7 @@ class PyramidInverter(FromTextures):
         optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), fused=True)
         reach = JITTER + 1
         shape = (steps or settings.steps, 2)
-        shifts = torch.randint(1 - reach, reach, shape, generator=self.random, device=textures.device)
+        shifts = torch.randint(1 - reach, reach, shape, generator=self.host_random)
         values: dict[str, Tensor] = {}
         for shift in shifts.tolist():
             images = self._image(textures, levels)

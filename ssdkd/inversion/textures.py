@@ -14,22 +14,32 @@ GROUPS = 4  # textures of a call share a scale and a shape of line within a grou
 
 
 def random_textures(
-    count: int, image_shape: tuple[int, int, int], mean: Tensor, std: Tensor, random: torch.Generator
+    count: int,
+    image_shape: tuple[int, int, int],
+    mean: Tensor,
+    std: Tensor,
+    random: torch.Generator,
+    host_random: torch.Generator,
 ) -> Tensor:
     """Smooth random fields, or their level lines in patches, with `mean` and `std` (1, c, 1, 1):
     -> (count, c, H, W) in [0, 1].
+
+    `host_random`, which is not the device's, draws what decides how large a tensor is: nothing waits for the device.
 
     A field has lines where it crosses zero; drawn with a pen, they are strokes:
 
         field     ~~^~~v~~        lines   __|__|__
     """
-    parts = [_group(len(rows), image_shape, random) for rows in torch.arange(count).tensor_split(GROUPS) if len(rows)]
+    sizes = [len(rows) for rows in torch.arange(count).tensor_split(GROUPS) if len(rows)]
+    parts = [_group(size, image_shape, random, host_random) for size in sizes]
     return (mean + std * torch.cat(parts)).clamp(0.0, 1.0)
 
 
-def _group(count: int, image_shape: tuple[int, int, int], random: torch.Generator) -> Tensor:
+def _group(
+    count: int, image_shape: tuple[int, int, int], random: torch.Generator, host_random: torch.Generator
+) -> Tensor:
     size = min(image_shape[1:])
-    chance = torch.rand(3, generator=random, device=random.device).tolist()
+    chance = torch.rand(3, generator=host_random).tolist()
     field = _smooth_field(count, image_shape, size * (0.03 + 0.1 * chance[0]), random)
     if chance[1] < 0.7:
         pen = 0.15 + 0.45 * chance[2]
