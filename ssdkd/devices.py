@@ -71,8 +71,10 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return has_tiles()
+    asked: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name, lambda: False) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    ]
+    return any(supported() for supported in asked)
 
 
 def layout_for(layout: str) -> torch.memory_format:

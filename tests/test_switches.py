@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_memory_that_a_step_frees_serves_the_next_one() -> None:
 def test_a_look_takes_fewer_images_the_larger_they_are() -> None:
     sizes = [devices.looked_at_once(torch.device("cpu"), side**2) for side in (8, 28, 32, 64, 224, 1000)]
     assert sizes == [256, 256, 128, 32, 16, 16]
+
+
+@pytest.mark.parametrize("able", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
+def test_bfloat16_is_automatic_where_a_processor_multiplies_it_faster_and_networks_are_large(
+    monkeypatch: pytest.MonkeyPatch, able: tuple[str, ...]
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in able, raising=False)
+
+    def reduced(precision: str, work: int) -> bool:
+        return not isinstance(devices.autocast_for(precision, CPU, work), nullcontext)
+
+    assert reduced("auto", 2 * devices.LARGE) == bool(able)
+    assert not reduced("auto", devices.LARGE // 2)
+    assert not reduced("float32", 2 * devices.LARGE)
+    assert reduced("bfloat16", devices.LARGE // 2)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)  # as in an older PyTorch
+    assert reduced("auto", 2 * devices.LARGE) == ("_is_amx_tile_supported" in able)
 
 
 def test_compiling_is_automatic_only_where_a_long_run_on_a_gpu_earns_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
