@@ -221,6 +221,11 @@ def first_reached(x: Sequence[float], y: Sequence[float], target: float) -> floa
     return next((float(a) for a, b in zip(x, y, strict=True) if b >= target), None)
 
 
+def on_grid(outcome: Outcome) -> np.ndarray:
+    """Its accuracy over the budget, at the points of GRID."""
+    return np.interp(GRID, outcome.shares, outcome.accuracy)
+
+
 def reaches(curves: np.ndarray, of_ssdkd: np.ndarray) -> dict[str, Any]:
     """Where the interquartile mean of `curves` (seeds, points of GRID) first comes to that of `of_ssdkd`, (seeds,).
 
@@ -296,14 +301,15 @@ def compare(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "seconds": float(np.median([o.seconds[-1] for o in runs])),
         }
         if targets is not None:
-            found[p]["reaches_ssdkd"] = reaches(
-                np.stack([np.interp(GRID, o.shares, o.accuracy) for o in runs]), targets
-            )
+            found[p]["reaches_ssdkd"] = reaches(np.stack([on_grid(o) for o in runs]), targets)
     return {"seeds": seeds, "policies": found}
 
 
 def over_tasks(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Mean over the tasks, for each seed that every policy has on every task: the figures that tasks can share."""
+    """Mean over the tasks, for each seed that every policy has on every task: the figures that tasks can share.
+
+    `reaches_ssdkd` is of the mean of the tasks' curves.
+    """
     policies, tasks = (list(dict.fromkeys(getattr(o, name) for o in outcomes)) for name in ("policy", "task"))
     of = {(o.policy, o.task, o.seed): o for o in outcomes}
     known = sorted({o.seed for o in outcomes})
@@ -316,7 +322,13 @@ def over_tasks(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         of_seeds.append(
             {p: {name: float(np.mean([f[p][name] for f in of_tasks])) for name in of_tasks[0][p]} for p in policies}
         )
-    return {"tasks": tasks, "seeds": seeds, "policies": estimates(of_seeds)}
+    found = estimates(of_seeds)
+    if "ssdkd" in policies:
+        targets = np.array([f["ssdkd"]["final"] for f in of_seeds])
+        for p in policies:
+            curves = np.stack([np.mean([on_grid(of[p, t, s]) for t in tasks], axis=0) for s in seeds])
+            found[p]["reaches_ssdkd"] = reaches(curves, targets)
+    return {"tasks": tasks, "seeds": seeds, "policies": found}
 
 
 # ----------------------------------------------------------------------------------------------------

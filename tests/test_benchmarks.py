@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +139,23 @@ def test_seeds_that_a_policy_lacks_are_left_out() -> None:
     assert compare(runs)["seeds"] == [1]
     with pytest.raises(ConfigError, match="no seed"):
         compare([runs[0], runs[2]])
+
+
+def test_over_several_tasks_figures_and_curves_are_the_means_of_the_tasks() -> None:
+    runs = [
+        replace(outcome(policy, seed, [0.0, height, height]), task=task)
+        for task, heights in {"low": (40.0, 60.0), "high": (80.0, 90.0)}.items()
+        for policy, height in zip(("ssdkd", "fast"), heights, strict=True)
+        for seed in range(4)
+    ]
+    found = selection.over_tasks([*runs, replace(runs[0], seed=9)])
+    assert found["tasks"] == ["low", "high"]
+    assert found["seeds"] == [0, 1, 2, 3], "the tenth is of one task alone"
+    ours = found["policies"]["fast"]
+    assert ours["final"]["value"] == pytest.approx(75.0)
+    assert ours["area_over_ssdkd"]["value"] == pytest.approx(0.75 * 15.0)
+    assert ours["reaches_ssdkd"]["value"] == pytest.approx(0.4), "60 of 75, which it has at half the budget"
+    assert found["policies"]["ssdkd"]["reaches_ssdkd"]["value"] == pytest.approx(0.5)
 
 
 # -- the script -----------------------------------------------------------------------------------------------
