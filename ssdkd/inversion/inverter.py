@@ -329,7 +329,8 @@ class PyramidInverter(FromTextures):
         optimizer = torch.optim.Adam(levels, lr=settings.pixel_rate * self.pace, betas=(0.5, 0.9), fused=True)
         reach = JITTER + 1
         shape = (steps or settings.steps, 2)
-        shifts = torch.randint(1 - reach, reach, shape, generator=self.host_random)
+        chance = self.host_random
+        shifts = torch.randint(1 - reach, reach, shape, generator=chance, device=chance.device)
         values: dict[str, Tensor] = {}
         for shift in shifts.tolist():
             images = self._image(textures, levels)

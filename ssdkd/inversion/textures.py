@@ -39,7 +39,7 @@ def _group(
     count: int, image_shape: tuple[int, int, int], random: torch.Generator, host_random: torch.Generator
 ) -> Tensor:
     size = min(image_shape[1:])
-    chance = torch.rand(3, generator=host_random).tolist()
+    chance = torch.rand(3, generator=host_random, device=host_random.device).tolist()
     field = _smooth_field(count, image_shape, size * (0.03 + 0.1 * chance[0]), random)
     if chance[1] < 0.7:
         pen = 0.15 + 0.45 * chance[2]
