@@ -234,7 +234,7 @@ def reaches(curves: np.ndarray, of_ssdkd: np.ndarray) -> dict[str, Any]:
     random, n = np.random.default_rng(0), len(of_ssdkd)
 
     def at(rows: np.ndarray) -> float:
-        target = float(middle(of_ssdkd[rows]))
+        target = float(middle(of_ssdkd[rows])) - 1e-9  # means of the same numbers differ by their order
         found = first_reached(GRID.tolist(), middle(curves[rows], axis=0).tolist(), target)
         return math.inf if found is None else found
 

@@ -143,19 +143,20 @@ def test_seeds_that_a_policy_lacks_are_left_out() -> None:
 
 def test_over_several_tasks_figures_and_curves_are_the_means_of_the_tasks() -> None:
     runs = [
-        replace(outcome(policy, seed, [0.0, height, height]), task=task)
-        for task, heights in {"low": (40.0, 60.0), "high": (80.0, 90.0)}.items()
+        replace(outcome(policy, seed, [0.0, height + seed / 70, height + seed / 70]), task=task)
+        for task, heights in {"low": (40.0, 60.0), "high": (80.0, 90.0), "middling": (60.1, 75.1)}.items()
         for policy, height in zip(("ssdkd", "fast"), heights, strict=True)
-        for seed in range(4)
+        for seed in range(40)
     ]
-    found = selection.over_tasks([*runs, replace(runs[0], seed=9)])
-    assert found["tasks"] == ["low", "high"]
-    assert found["seeds"] == [0, 1, 2, 3], "the tenth is of one task alone"
+    found = selection.over_tasks([*runs, replace(runs[0], seed=40)])
+    assert found["tasks"] == ["low", "high", "middling"]
+    assert found["seeds"] == list(range(40)), "the last is of one task alone"
     ours = found["policies"]["fast"]
-    assert ours["final"]["value"] == pytest.approx(75.0)
+    assert ours["final"]["value"] == pytest.approx(225.1 / 3 + 19.5 / 70)
     assert ours["area_over_ssdkd"]["value"] == pytest.approx(0.75 * 15.0)
-    assert ours["reaches_ssdkd"]["value"] == pytest.approx(0.4), "60 of 75, which it has at half the budget"
-    assert found["policies"]["ssdkd"]["reaches_ssdkd"]["value"] == pytest.approx(0.5)
+    assert ours["reaches_ssdkd"]["value"] == pytest.approx(0.41), "60.2 of 75.2, which it has at half the budget"
+    reached = found["policies"]["ssdkd"]["reaches_ssdkd"]
+    assert reached == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5}), "its own, however sums are rounded"
 
 
 # -- the script -----------------------------------------------------------------------------------------------
