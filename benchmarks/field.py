@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -171,6 +171,12 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
     else:
         words = ["--resume", str(begun), "--quiet"]
     process = subprocess.Popen([sys.executable, "-m", "ssdkd.run", *words])
+
+    def pass_on(*_: object) -> NoReturn:
+        process.send_signal(signal.SIGTERM)  # else the run would go on alone
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
         process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -180,6 +186,8 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
     except KeyboardInterrupt:
         process.wait(GRACE)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if process.returncode != 0:
         raise SsdkdError(f"the run in {folder} ended with code {process.returncode}; its message stands above.")
     return True
@@ -322,6 +330,9 @@ def main() -> int:
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,6 +1,11 @@
 """Promises of the comparison with the field: what its figures mean, and that the same command goes on."""
 
 import json
+import os
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +60,30 @@ def test_a_comparison_that_ran_out_of_time_is_finished_by_the_same_command(tmp_p
     assert json.loads((tmp_path / "field.json").read_text())["target"] == second["target"]
     again = field.run(words)
     assert again["curves"] == second["curves"], "what is finished is not repeated"
+
+
+def test_whoever_stops_the_comparison_stops_its_run_too_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(field.subprocess, "Popen", lambda words: started.append(popen(words)) or started[-1])
+    settings = field.settings_of(field.SIZES["tiny"](), "ssdkd", {"rounds": 100_000, "threads": 1})
+
+    def stop_once_it_runs() -> None:
+        while not list(tmp_path.glob("*/metrics.jsonl")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watching = threading.Thread(target=stop_once_it_runs)
+    watching.start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        field.play(tmp_path, settings, float("inf"))
+    watching.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert started[0].poll() is not None, "the run is over"
+    assert list(tmp_path.glob("*/checkpoints/*")), "and was saved"
 
 
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:

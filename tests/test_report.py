@@ -173,11 +173,21 @@ def test_a_curve_keeps_its_gaps_and_its_place() -> None:
     assert y1 < y0  # larger values are higher up
 
 
-def test_a_legend_names_as_many_tasks_as_are_compared() -> None:
-    tasks = ["digits", "held-out-1", "held-out-2", "held-out-3", "mnist", "mnist-400"]
-    chart = Chart("t", "x", [Line(task, [0, 1], [0.0, 1.0]) for task in tasks])
-    drawn = ElementTree.fromstring(to_svg(chart, 480, 300))
-    assert set(tasks) <= {text.text for text in drawn.iter("text")}
+def test_a_legend_names_all_that_is_compared_in_as_many_rows_as_it_takes() -> None:
+    tasks = ["digits", *(f"held-out-{n}" for n in range(1, 7)), "mnist", "mnist-400"]
+
+    def drawn(names: list[str]) -> tuple[set[float], float]:
+        """Where the legend's rows are, and where the plot begins."""
+        chart = Chart("t", "x", [Line(name, [0, 1], [0.0, 1.0]) for name in names], y_range=(0.0, 2.0))
+        texts = ElementTree.fromstring(to_svg(chart, 480, 300)).iter("text")
+        height_of = {text.text: float(text.get("y", 0)) for text in texts}
+        return {height_of[name] for name in names}, height_of["2"]
+
+    (one_row, begins), (rows, begins_lower) = drawn(tasks[:3]), drawn(tasks)
+    assert len(one_row) == 1
+    assert len(rows) == 2
+    assert max(rows) < begins_lower
+    assert begins < begins_lower
 
 
 def test_both_drawings_show_the_same_curve() -> None:

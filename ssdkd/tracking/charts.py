@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 BLUE, ORANGE, GREY, GREEN, RED, PURPLE = "#2f6db5", "#e07b1f", "#8a8f98", "#2e9e62", "#c8423b", "#8452a8"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#b08d14", "#1798a6", "#6b5b4b", "#d162a4", "#5b6bd6", GREY)
 INK, GRID, FONT = "#22262b", "#dfe2e6", 12
+LEGEND_ROW = 16  # pixels
 
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
@@ -78,9 +79,9 @@ class Canvas(Protocol):
 
 def draw(chart: Chart, canvas: Canvas, left: float, top: float, width: float, height: float) -> None:
     """Draw `chart` into the rectangle given."""
-    has_legend = sum(bool(line.label) for line in chart.lines) > 1
+    legend = _legend(chart, width - 10)
     x0, x1 = left + 52, left + width - 14
-    y0, y1 = top + (44 if has_legend else 28), top + height - 36
+    y0, y1 = top + 28 + LEGEND_ROW * len(legend), top + height - 36
     x_low, x_high = _x_limits(chart)
     y_low, y_high = _y_limits(chart)
 
@@ -118,20 +119,29 @@ def draw(chart: Chart, canvas: Canvas, left: float, top: float, width: float, he
             if len(points) == 1:
                 points.append((points[0][0] + 2, points[0][1]))
             canvas.polyline(points, line.colour, line.width, line.dashed)
-    if has_legend:
-        _legend(chart, canvas, left + 10, top + 34, left + width)
+    for row, entries in enumerate(legend):
+        for offset, line in entries:
+            x, y = left + 10 + offset, top + 34 + LEGEND_ROW * row
+            canvas.polyline([(x, y - 4), (x + 16, y - 4)], line.colour, max(line.width, 1.8), line.dashed)
+            canvas.text((x + 20, y), line.label, "start", FONT - 1, False)
 
 
-def _legend(chart: Chart, canvas: Canvas, x: float, y: float, end: float) -> None:
+def _legend(chart: Chart, width: float) -> list[list[tuple[float, Line]]]:
+    """The named lines, where there are several, in as many rows as they need: each with its distance from the left."""
     named = [line for line in chart.lines if line.label]
+    if len(named) < 2:
+        return []
     wanted = [34 + 6.3 * len(line.label) for line in named]
-    tighter = min(max((end - x) / sum(wanted), 0.85), 1.0)
+    tighter = min(max(width / sum(wanted), 0.85), 1.0)
+    rows: list[list[tuple[float, Line]]] = [[]]
+    offset = 0.0
     for line, room in zip(named, wanted, strict=True):
-        if x + tighter * room > end + 8:
-            return
-        canvas.polyline([(x, y - 4), (x + 16, y - 4)], line.colour, max(line.width, 1.8), line.dashed)
-        canvas.text((x + 20, y), line.label, "start", FONT - 1, False)
-        x += tighter * room
+        if rows[-1] and offset + tighter * room > width + 8:
+            rows.append([])
+            offset = 0.0
+        rows[-1].append((offset, line))
+        offset += tighter * room
+    return rows
 
 
 def _x_limits(chart: Chart) -> tuple[float, float]:
