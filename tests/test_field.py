@@ -71,15 +71,17 @@ def test_whoever_stops_the_comparison_stops_its_run_too_and_nothing_is_lost(
     settings = field.settings_of(field.SIZES["tiny"](), "ssdkd", {"rounds": 100_000, "threads": 1})
 
     def stop_once_it_runs() -> None:
-        while not list(tmp_path.glob("*/metrics.jsonl")):
+        for _ in range(1200):
+            if list(tmp_path.glob("*/metrics.jsonl")):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    watching = threading.Thread(target=stop_once_it_runs)
+    watching = threading.Thread(target=stop_once_it_runs, daemon=True)
     watching.start()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        field.play(tmp_path, settings, float("inf"))
+        field.play(tmp_path, settings, time.monotonic() + 60.0)
     watching.join()
     assert signal.getsignal(signal.SIGTERM) is before
     assert started[0].poll() is not None, "the run is over"
