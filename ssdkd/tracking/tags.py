@@ -17,7 +17,6 @@ class Moment:
     before: Mapping[str, float]  # the statistics of the round before
     neutral_cost: float  # budget units of a round of effort 1
     buffer_capacity: int
-    batch: int
     since: Mapping[str, float] = field(default_factory=dict)  # gone by since the last point: see Tracker
     memory: Mapping[str, float] = field(default_factory=dict)  # MiB in use: "host", "gpu"
     policy: Mapping[str, float] = field(default_factory=dict)  # what the policy says of itself

@@ -133,9 +133,8 @@ class Tracker:
         return step >= interval and step % interval < self.settings.every
 
     def _moment(self, line: Mapping[str, float], before: Mapping[str, float], **more: Any) -> Moment:
-        learning = self.config.distillation
-        cost = self.engine.round_cost(learning.steps)
-        return Moment(line, before, cost, self.engine.buffer.capacity, learning.batch, **more)
+        cost = self.engine.round_cost(self.config.distillation.steps)
+        return Moment(line, before, cost, self.engine.buffer.capacity, **more)
 
     def _asked(self, observation: np.ndarray) -> Mapping[str, float]:
         return self.diagnose(observation) if self.diagnose is not None else {}
