@@ -6,11 +6,9 @@ Every policy plays the same tasks from the same seeds, so they start from the sa
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 import yaml
 
 from agents import SchedulePolicy, choose_policy
+from agents.processes import pool
 from agents.tasks import Task, TasksConfig, held_out_tasks, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import log_kl
@@ -152,9 +151,8 @@ def evaluate(
     jobs = [(name, base, task, seed, accuracy_every, trust) for task in tasks for seed in seeds for name in names]
     if processes == 1 or len(jobs) == 1:
         return [play(*job) for job in jobs]
-    context = multiprocessing.get_context("spawn")  # a forked PyTorch may hang
-    with ProcessPoolExecutor(min(processes, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
-        return list(pool.map(play, *zip(*jobs, strict=True)))
+    with pool(min(processes, len(jobs))) as workers:
+        return list(workers.map(play, *zip(*jobs, strict=True)))
 
 
 MEASURES = ("accuracy_area", "accuracy", "probe_area", "agreement")

@@ -2,42 +2,45 @@
 
     python -m benchmarks.default_run [--seeds 5] [--jobs 2] [any option of ssdkd.run]
 
-Each seed is one `python -m ssdkd.run` in a process of its own.
+Each seed is one `python -m ssdkd.run`, in one of as many processes as `--jobs` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agents.processes import pool
+from ssdkd import run as command
+from ssdkd.errors import run_command
 
-def one(seed: int, options: list[str]) -> dict[str, Any]:
+
+def one(options: list[str], seed: int) -> dict[str, Any]:
     """Run the command with `seed` and return its summary."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "ssdkd.run", "--seed", str(seed), "--out", out, "--quiet", *options]
-        subprocess.run(command, check=True)
+        command.start(["--seed", str(seed), "--out", out, "--quiet", *options])
         (summary,) = Path(out).glob("*/summary.json")
         read: dict[str, Any] = json.loads(summary.read_text())
         return read
 
 
-def main() -> int:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The default job on several seeds.", allow_abbrev=False)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    known, options = parser.parse_known_args()
+    known, options = parser.parse_known_args(argv)
     print(f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}")
     gaps = []
-    with ThreadPoolExecutor(known.jobs) as pool:
+    with pool(known.jobs) as workers:
         seeds = range(known.first, known.first + known.seeds)
-        for seed, s in zip(seeds, pool.map(lambda seed: one(seed, options), seeds), strict=True):
+        for seed, s in zip(seeds, workers.map(partial(one, options), seeds), strict=True):
             gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
             fewer = s["teacher_parameters"] / s["student_parameters"]
             print(
@@ -46,7 +49,11 @@ def main() -> int:
                 flush=True,
             )
     print(f"largest gap {max(gaps):.2f} points, mean {sum(gaps) / len(gaps):.2f}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

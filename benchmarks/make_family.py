@@ -13,9 +13,7 @@ Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.processes import pool
 from benchmarks.make_digits import split
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.devices import autocast_for
@@ -134,8 +133,8 @@ def main() -> None:
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
     save_images(Path(given.out))
-    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        for line in pool.map(make, TEACHERS, [given.out] * len(TEACHERS)):
+    with pool(given.processes) as workers:
+        for line in workers.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)
 
 

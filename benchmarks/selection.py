@@ -36,9 +36,8 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from agents import choose_policy
 from agents.evaluate import FIXED, area_under, schedule
 from agents.learning import NEUTRAL
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
+from agents.processes import pool
 from agents.tasks import family_from, held_out_tasks, merged
 from envs.spaces import ENTRIES
 from ssdkd import run as command
@@ -428,14 +428,13 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
         for job in jobs:
             note(job, lambda job=job: play(job, root))
     else:
-        context = get_context("spawn")  # a forked PyTorch may hang
-        with ProcessPoolExecutor(at_once, context, torch.set_num_threads, (1,)) as pool:
-            futures = {pool.submit(play, job, root): job for job in jobs}
+        with pool(at_once) as workers:
+            futures = {workers.submit(play, job, root): job for job in jobs}
             try:
                 for future in as_completed(futures):
                     note(futures[future], future.result)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                workers.shutdown(wait=False, cancel_futures=True)
                 raise
     order = {(job.task, job.policy, job.seed): place for place, job in enumerate(jobs)}
     return sorted(outcomes, key=lambda o: order[o.task, o.policy, o.seed]), failed

@@ -1,0 +1,45 @@
+"""Workers end with the process that started them, however that ends."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from agents.processes import pool
+
+STARTER = """
+import os, sys, time
+from agents.processes import pool
+if __name__ == "__main__":
+    with pool(1) as workers:
+        print(workers.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+def is_there(process: int) -> bool:
+    """Whether it runs, and is no zombie that nobody has asked after yet."""
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+def test_each_worker_has_one_thread() -> None:
+    with pool(1) as workers:
+        assert workers.submit(torch.get_num_threads).result() == 1
+
+
+def test_a_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        worker = int(starter.stdout.readline())
+        assert is_there(worker)
+        starter.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20.0
+    while is_there(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_there(worker)
