@@ -65,7 +65,9 @@ def with_weights(
         head = network.action_net
         head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]
         head.bias.copy_(torch.from_numpy(biases + weights @ mean))  # type: ignore[union-attr,operator]
-        network.log_std.copy_(like.network.log_std)  # type: ignore[operator,arg-type]
+        spread = like.network.log_std  # of single actions, for --adapt
+        alike = len(spread) == len(biases)  # type: ignore[arg-type]
+        network.log_std.copy_(spread if alike else spread.mean())  # type: ignore[operator,arg-type,union-attr]
     return LearnedPolicy(network, described, mean, var)
 
 
@@ -101,6 +103,30 @@ def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> Lear
     return with_weights(policy, replace(policy.description, observations=names), weights, biases, mean, var)
 
 
+def by_hand(policy: LearnedPolicy, given: dict[str, dict[str, float]]) -> LearnedPolicy:
+    """The same linear policy, but it sets these coefficients as given: name -> entry -> weight, "" for the bias.
+
+    A coefficient that it has left alone is one that it sets from now on; an entry must be one that it reads.
+    """
+    weights, biases = linear(policy)
+    entries, set_before = policy.description.observations, policy.description.actions
+    names = [r.name for r in RANGES if r.name in {*set_before, *given}]
+    useless = sorted({*given, *(e for of in given.values() for e in of if e)} - {*names, *entries})
+    if useless:
+        raise ConfigError(f"--by-hand: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
+    all_weights, all_biases = np.zeros((len(names), len(entries))), np.zeros(len(names))
+    for row, name in enumerate(names):
+        if name in given:
+            all_biases[row] = given[name].get("", 0.0)
+            for entry, weight in given[name].items():
+                if entry:
+                    all_weights[row, entries.index(entry)] = weight
+        else:
+            all_weights[row], all_biases[row] = (part[set_before.index(name)] for part in (weights, biases))
+    described = replace(policy.description, actions=names, training={**policy.description.training, "by_hand": given})
+    return with_weights(policy, described, all_weights, all_biases, policy.mean, policy.var)
+
+
 def told(policy: LearnedPolicy) -> str:
     """The policy in words: a row for each coefficient."""
     weights, biases = linear(policy)
@@ -129,6 +155,19 @@ def expected(text: str) -> tuple[str, tuple[float, float]]:
     return name, (mean, deviation)
 
 
+def rule(text: str) -> tuple[str, dict[str, float]]:
+    """COEFFICIENT=BIAS,ENTRY*WEIGHT,...: what a place in its range (-1 to 1) is, by hand."""
+    try:
+        name, terms = text.split("=")
+        found: dict[str, float] = {}
+        for term in terms.split(","):
+            entry, _, weight = term.rpartition("*")
+            found[entry] = float(weight)
+    except ValueError as error:
+        raise ConfigError(f"--by-hand: expected COEFFICIENT=BIAS,ENTRY*WEIGHT,..., got {text!r}.") from error
+    return name, found
+
+
 def loaded(name: str) -> LearnedPolicy:
     """The policy of a training's folder, or of a file."""
     return load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
@@ -149,6 +188,13 @@ def main() -> int:
         help="entries of the observation that it is to read as well, at weight 0, or to scale so: to search on from it "
         "with --begin",
     )
+    parser.add_argument(
+        "--by-hand",
+        nargs="+",
+        default=[],
+        metavar="COEFFICIENT=BIAS,ENTRY*WEIGHT,...",
+        help="set these coefficients so, whatever the policies did; places in the range, on raw observations",
+    )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
     try:
@@ -157,6 +203,8 @@ def main() -> int:
         policy = mean_of([first, *others])
         if given.also:
             policy = widened(policy, dict(expected(text) for text in given.also))
+        if given.by_hand:
+            policy = by_hand(policy, dict(rule(text) for text in given.by_hand))
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -35,7 +35,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (9,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    `Box(-1, 1, (10,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
     marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
 
     | name | range | neutral | steers |
@@ -47,11 +47,12 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | beta | 0 .. 1 | 0 | how fully weights undo the bias of replay |
     | eta | 0 .. 1 | 0 | how much the modulating function also steers replay |
     | adversarial | 0 .. 2 | 1 | how hard inversion looks for the student's errors |
-    | effort | 0.25 .. 4* | 1 | student steps per round, against making samples |
+    | effort | 0.25 .. 4* | 1 | how much is replayed in a round, against making samples |
+    | batch | 0.25 .. 4* | 1 | images of a student step, of the same replays in a round |
     | textures | 0.1 .. 10* | 1 | odds of random textures against inverted images |
 
     ## Observation Space
-    `Box(low, high, (47,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    `Box(low, high, (49,), float32)`: named, normalised numbers, whose number does not depend on classes, image
     size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
 
     | name | bounds | meaning |
@@ -61,6 +62,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | batch_norm | 0 .. 1 | 1 where the teacher has batch-norm statistics, else 0 |
     | student_size | -1 .. 1 | log10 of the student's compute over the teacher's, by 3 |
     | making_share | 0 .. 1 | share of a round of effort 1 that making samples takes |
+    | starting_share | 0 .. 1 | share of a student step of batch 1 that starting its operations takes |
     | replays_per_round | -1 .. 1 | log10 of the replays in a round of effort 1 over the buffer's capacity, by 3 |
     | candidates_per_round | -1 .. 1 | log10 of the candidates in a round over the buffer's capacity, by 3 |
     | buffer_fill | 0 .. 1 | share of the buffer in use |
@@ -101,6 +103,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | last_eta | -1 .. 1 | the last action's eta |
     | last_adversarial | -1 .. 1 | the last action's adversarial |
     | last_effort | -1 .. 1 | the last action's effort |
+    | last_batch | -1 .. 1 | the last action's batch |
     | last_textures | -1 .. 1 | the last action's textures |
     | last_gain | -1 .. 1 | fall of log KL on the probe in the last round, per unit of budget: the reward `probe` |
 

@@ -71,6 +71,7 @@ def task_facts(engine: Engine) -> dict[str, float]:
         "batch_norm": float(engine.inverter.observer.has_batch_norm),
         "student_size": max(costs.student.multiply_adds, 1) / max(costs.teacher.multiply_adds, 1),
         "making_share": engine.round_cost(0) / neutral,
+        "starting_share": costs.starting(config.distillation.batch),
         "replays_per_round": config.distillation.steps * config.distillation.batch / config.buffer.capacity,
         "candidates_per_round": config.inversion.images / config.buffer.capacity,
         "neutral_cost": neutral,
@@ -141,6 +142,13 @@ ENTRIES: tuple[Entry, ...] = (
         "student_size", -1.0, 1.0, "log10 of the student's compute over the teacher's, by 3", _log_fact("student_size")
     ),
     Entry("making_share", 0.0, 1.0, "share of a round of effort 1 that making samples takes", _fact("making_share")),
+    Entry(
+        "starting_share",
+        0.0,
+        1.0,
+        "share of a student step of batch 1 that starting its operations takes",
+        _fact("starting_share"),
+    ),
     Entry(
         "replays_per_round",
         -1.0,

@@ -135,7 +135,7 @@ class BufferConfig:
 @dataclass
 class DistillationConfig:
     batch: int = option(128, "images in a student step", low=1)
-    steps: int = option(20, "student steps in a round at effort 1", low=1)
+    steps: int = option(20, "student steps in a round at effort 1 and batch 1", low=1)
     optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "adam", "adamw"))
     learning_rate: float = option(0.1, "the largest learning rate", low=0)
     momentum: float = option(0.9, "momentum of sgd", low=0)

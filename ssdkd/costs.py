@@ -49,6 +49,11 @@ class Costs:
         """The teacher's answers to the views of so many images, and the student's to one of them."""
         return self.teacher.on(images * views, batches=views) + self.student.on(images)
 
+    def starting(self, batch: int) -> float:
+        """Share of such a training step that goes into starting its operations, in [0, 1]."""
+        whole = self.student.on(batch)
+        return 1.0 - self.student.multiply_adds * batch / whole if whole else 0.0
+
     def learning(self, batch: int) -> float:
         """One training step of the student, the unit of the budget: above 0 for whatever a student is."""
         return max(3.0 * self.student.on(batch), 1.0)

@@ -172,7 +172,7 @@ class Engine:
         self.distiller.layout = self.inverter.layout = layout
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
-            self.distiller.forward = torch.compile(self.learner)
+            self.distiller.forward = torch.compile(self.learner, dynamic=False)
         self.looked_at_once = looked_at_once(device, spec.height * spec.width)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
@@ -211,14 +211,27 @@ class Engine:
         left_as_textures = round(share * images)
         return Recipe(images - left_as_textures, left_as_textures, round(self.config.inversion.blends * images))
 
-    def round_cost(self, student_steps: int, recipe: Recipe | None = None) -> float:
-        """Budget units, in student training steps, of one round with so many; without a recipe, of the neutral one."""
-        made, costs, batch = recipe or self.recipe(), self.costs, self.config.distillation.batch
+    def batch_of(self, factor: float) -> int:
+        """Images of a student step, `factor` times as many as configured: doubled or halved, to what the buffer fills.
+
+        Only so, and not by any factor, because every size of a batch is compiled anew.
+        """
+        configured = self.config.distillation.batch
+        batch = round(configured * 2.0 ** round(math.log2(factor)))
+        return max(min(batch, self.config.buffer.capacity), min(configured, 2))
+
+    def round_cost(self, student_steps: int, recipe: Recipe | None = None, batch: int | None = None) -> float:
+        """Budget units of one round with so many student steps, on `batch` images each; all else as a neutral one.
+
+        The unit is a student step on as many images as configured.
+        """
+        made, costs = recipe or self.recipe(), self.costs
+        batch = batch or self.config.distillation.batch
         making = costs.searching(made.inverted, self.inversion_steps) + costs.labelling(made.images, self.stored_views)
-        step = learning = costs.learning(batch)
+        step = costs.learning(batch)
         if self.config.buffer.views == 0:  # the teacher is asked anew
             step += costs.teacher.on(batch)
-        return (making + student_steps * step) / learning
+        return (making + student_steps * step) / costs.learning(self.config.distillation.batch)
 
     @property
     def budget(self) -> float:
@@ -355,26 +368,28 @@ class Engine:
         start = time.perf_counter()
         learning, buffer = self.config.distillation, self.buffer
         if buffer.size == 0:  # no image has been usable so far, which `recover` bears with for a few rounds
-            self._steps, silence = 0, torch.zeros((), device=self.device)
+            self._steps, self._batch, silence = 0, 0, torch.zeros((), device=self.device)
             return Replayed(silence, silence)
-        steps = max(1, round(coefficients.effort * learning.steps))
+        batch = self.batch_of(coefficients.batch)
+        steps = max(1, round(coefficients.effort * learning.steps * learning.batch / batch))
+        making = self.round_cost(0)
         if self.config.minutes is None:  # the last round spends what is left, so that no effort overdraws the budget
-            left = (self.budget - self.spent) / (self.round_cost(1) - self.round_cost(0))
+            left = (self.budget - self.spent) / (self.round_cost(1, batch=batch) - making)
             steps = max(1, min(steps, round(left)))
         pi = self._priorities(coefficients)
-        drawn = selection.draw(pi, steps * learning.batch, self.random["replay"])
+        drawn = selection.draw(pi, steps * batch, self.random["replay"])
         weights = selection.importance_weights(pi, coefficients.beta, drawn)
         buffer.note_visits(drawn)
-        rows = drawn.view(steps, learning.batch)
+        rows = drawn.view(steps, batch)
         replayed = self.distiller.replay(
             buffer,
             rows,
-            weights.view(steps, learning.batch),
+            weights.view(steps, batch),
             learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
             self._shown(rows),
         )
-        self._replayed_by, self._steps = pi, steps
-        self.spent += self.round_cost(steps) - self.round_cost(0)
+        self._replayed_by, self._steps, self._batch = pi, steps, batch
+        self.spent += self.round_cost(steps, batch=batch) - making
         self._take_time("replay", start)
         return replayed
 
@@ -413,6 +428,7 @@ class Engine:
             "buffer_fill": self.buffer.size / self.buffer.capacity,
             "synthesized": float(self.synthesized),
             "student_steps": float(self._steps),
+            "student_batch": float(self._batch),
             "candidates": float(len(candidates.samples)),
             "inverted": float(self._recipe.inverted),
             "rollbacks": float(self.guard.rollbacks),
@@ -481,7 +497,8 @@ class Engine:
     _asked_for: Tensor | None = None  # the newest target classes
     _term_values: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
     _replayed_by: Tensor | None = None  # pi of the newest replay
-    _steps: int = 0
+    _steps: int = 0  # of the newest round, on so many images each
+    _batch: int = 0
 
     def _targets(self, counts: Tensor, w_div: float, how_many: int) -> Tensor:
         prior, random = selection.class_prior(counts, w_div), self.random["inversion"]
@@ -657,6 +674,7 @@ class Engine:
             "phase_seconds": dict(self.phase_seconds),
             "statistics": dict(self.statistics),
             "steps": self._steps,
+            "batch": self._batch,
             "guard": self.guard.state_dict(),
         }
 
@@ -673,7 +691,7 @@ class Engine:
         self.synthesized, self.seconds = state["synthesized"], state["seconds"]
         self.phase_seconds = dict(state["phase_seconds"])
         self.statistics = dict(state["statistics"])
-        self._steps = state["steps"]
+        self._steps, self._batch = state["steps"], state["batch"]
         self.guard.load_state_dict(state["guard"])
         self.guard.hold(self._parts(), self.guard.statistics)
         self.inverter.slow_down(self.guard.step["generator"])

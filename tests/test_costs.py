@@ -61,5 +61,14 @@ def test_small_batches_of_small_networks_are_not_nearly_free() -> None:
     assert large.learning(64) == pytest.approx(8 * large.learning(8), rel=0.25), "hardly any of it"
 
 
+def test_the_share_of_starting_falls_with_the_batch() -> None:
+    found = Costs(Work(), Work(costs.STARTED // 10, 20), Work())
+    assert found.starting(200) == pytest.approx(0.5)
+    assert found.starting(20) > 0.9 > 0.1 > found.starting(2000)
+    assert found.starting(0) == 0
+
+
 def test_a_student_without_work_still_has_a_unit() -> None:
-    assert Costs(Work(1, 1), Work(), Work()).learning(8) > 0
+    empty = Costs(Work(1, 1), Work(), Work())
+    assert empty.learning(8) > 0
+    assert empty.starting(8) == 0

@@ -122,6 +122,28 @@ def test_effort_trades_rounds_for_student_steps_within_the_budget(effort: float)
         assert engine.round > 8
 
 
+@pytest.mark.parametrize(
+    ("factor", "images"), [(1.0, 32), (0.75, 32), (0.7, 16), (0.25, 8), (1.4, 32), (1.5, 64), (2.8, 64), (4.0, 80)]
+)
+def test_batches_are_doubled_or_halved_and_never_larger_than_the_buffer(factor: float, images: int) -> None:
+    assert tiny_engine().batch_of(factor) == images
+
+
+def test_other_batches_are_of_the_same_replays_and_cost_what_their_steps_cost() -> None:
+    steps = changed(rounds=6, distillation={"batch": 16, "steps": 8})
+    for factor, batch, count in ((0.5, 8, 16), (2.0, 32, 4)):
+        engine = tiny_engine(steps)
+        seen = drive(engine, Coefficients(batch=factor))
+        assert {s["student_batch"] for s in seen[1:]} == {batch}
+        assert {s["student_steps"] for s in seen[1:-1]} == {count}, "of 128 replays a round"
+        unit = engine.costs.learning(16)
+        assert seen[2]["spent"] - seen[1]["spent"] == pytest.approx(
+            engine.round_cost(0) + count * engine.costs.learning(batch) / unit
+        )
+        assert engine.round > 6 if factor > 1 else engine.round < 6, "small steps cost more for the same replays"
+        assert engine.spent <= 1.05 * engine.budget
+
+
 def test_double_effort_costs_exactly_the_additional_student_steps() -> None:
     engine = tiny_engine()
     assert engine.round_cost(8) - engine.round_cost(4) == pytest.approx(4)

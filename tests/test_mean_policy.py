@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
-from benchmarks.mean_policy import as_linear, linear, main, mean_of, widened
+from benchmarks.mean_policy import as_linear, by_hand, linear, main, mean_of, rule, widened
 from envs.spaces import ENTRIES, PROGRESS
-from ssdkd.coefficients import Coefficients
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.errors import ConfigError
 
 
@@ -120,3 +120,31 @@ def test_a_policy_that_is_not_linear_has_no_mean_with_coefficients() -> None:
     deep.description.net_arch.append(8)
     with pytest.raises(ConfigError, match="must be linear"):
         mean_of([deep, as_linear("{effort: 2.0}", deep)])
+
+
+def test_a_coefficient_can_be_set_by_hand_and_leaves_the_others_alone() -> None:
+    one = load_policy(DEFAULT)
+    assert "beta" not in one.description.actions
+    changed = by_hand(one, dict([rule("beta=0.5,progress*-1"), rule("alpha=-1")]))
+    assert changed.description.actions == [r.name for r in RANGES if r.name in {*one.description.actions, "beta"}]
+    assert changed.description.training["by_hand"] == {"beta": {"": 0.5, "progress": -1.0}, "alpha": {"": -1.0}}
+    seen = np.zeros((2, len(ENTRIES)), dtype=np.float32)
+    seen[1, PROGRESS] = 1.0
+    now, before = (policy.predict(seen, deterministic=True)[0] for policy in (changed, one))
+    start, end = (Coefficients.from_unit(action) for action in now)
+    assert (start.beta, end.beta) == pytest.approx((0.75, 0.25), abs=1e-5)
+    assert start.alpha == end.alpha == 0.0
+    others = [i for i, r in enumerate(RANGES) if r.name not in ("alpha", "beta")]
+    np.testing.assert_allclose(now[:, others], before[:, others], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["beta", "beta=", "beta=one", "beta=progress*", "beta=1=2"])
+def test_a_rule_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--by-hand"):
+        rule(text)
+
+
+@pytest.mark.parametrize("text", ["betas=1", "beta=0,progres*1"])
+def test_a_rule_of_what_is_not_there_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"betas is neither|progres is neither"):
+        by_hand(load_policy(DEFAULT), dict([rule(text)]))

@@ -229,6 +229,7 @@ TAGS: tuple[Tag, ...] = (
     _logged("student/replay_loss", "", "weighted distillation loss, mean of the round", "replay_loss"),
     _logged("student/learning_rate", "", "learning rate of the round", "learning_rate"),
     _logged("student/steps_per_round", "steps", "student steps in the round", "student_steps"),
+    _logged("student/images_per_step", "images", "images of each of them", "student_batch"),
     _logged("student/budget_percent", "%", "share of the compute budget spent", "progress", 100.0),
     _logged("student/accuracy_percent", "%", "accuracy on the evaluation set, on rounds that measure it", "accuracy"),
     Tag(

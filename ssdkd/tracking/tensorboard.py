@@ -66,7 +66,7 @@ class Tracker:
             return
         start = time.perf_counter()
         before, self._before = self._before, dict(line)
-        self._learned += line["student_steps"] * self.config.distillation.batch
+        self._learned += line["student_steps"] * line["student_batch"]
         step, every = self.engine.round, self.settings.every
         is_due = step % every == 0 or step == 1 or self.engine.finished
         try:
