@@ -123,7 +123,10 @@ def by_hand(policy: LearnedPolicy, given: dict[str, dict[str, float]]) -> Learne
                     all_weights[row, entries.index(entry)] = weight
         else:
             all_weights[row], all_biases[row] = (part[set_before.index(name)] for part in (weights, biases))
-    described = replace(policy.description, actions=names, training={**policy.description.training, "by_hand": given})
+    before = policy.description
+    described = replace(before, actions=names, training={**before.training, "by_hand": given})
+    if "acts" in before.arguments:  # by which a search names what it sets
+        described.arguments = {**before.arguments, "acts": names}
     return with_weights(policy, described, all_weights, all_biases, policy.mean, policy.var)
 
 

@@ -29,7 +29,7 @@ from agents.policies import Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
-from ssdkd.coefficients import RANGES
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.data import load_dataset
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.files import read_safetensors, write_safetensors
@@ -331,6 +331,20 @@ def test_a_models_arguments_are_replaced_as_a_whole() -> None:
 def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         training_tasks(TasksConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("starting_share", "batch_norm", "doublings"),
+    [(0.05, 0, -1), (0.39, 0, -1), (0.42, 0, 0), (0.95, 0, 0), (0.0, 1, 0), (0.9, 1, 0)],
+)
+def test_the_policy_that_ships_halves_batches_of_plain_networks_whose_steps_are_mostly_arithmetic(
+    starting_share: float, batch_norm: int, doublings: int
+) -> None:
+    names = [entry.name for entry in ENTRIES]
+    seen = np.zeros(len(names), dtype=np.float32)
+    seen[[names.index("starting_share"), names.index("batch_norm")]] = starting_share, batch_norm
+    action, _ = load_policy().predict(seen, deterministic=True)
+    assert round(math.log2(Coefficients.from_unit(action).batch)) == doublings
 
 
 def test_the_shipped_family_is_whole(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_the_policy_that_ships_decides_unless_another_is_named(adapt: tuple[str,
         assert first["effort"] > 1.5, "images are dear here"
         assert first["w_div"] > 0.5, "less in so short a run, but not neutral"
         assert first["gamma"] == pytest.approx(0.0, abs=1e-6), "which it does not set"
+        assert first["student_batch"] == 32, "as configured: the teacher has batch norm"
 
 
 def test_the_student_is_the_same_with_and_without_an_evaluation_set(tmp_path: Path) -> None:
