@@ -44,6 +44,7 @@ from ssdkd.coefficients import RANGES
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.files import read_safetensors, write_safetensors
 
+EVOLUTION = "agents.evolution:Evolution"  # its critic has learned nothing
 DEFAULT = Path(__file__).parent / "policies" / "default.safetensors"
 CLIP = 10.0  # bound on normalised observations, as in VecNormalize
 MOST_LAYERS, WIDEST = 6, 1024
@@ -117,7 +118,7 @@ class LearnedPolicy:
     def diagnostics(self, observation: Any) -> dict[str, float]:
         """What it makes of one observation (entries,): the value that it expects, the spread of its actions."""
         told: dict[str, float] = {}
-        value = self.value(observation)
+        value = None if self.description.algorithm == EVOLUTION else self.value(observation)
         if value is not None:
             told["value"] = float(value)
         network: Any = self.network
@@ -211,7 +212,7 @@ def _description_in(text: str, trust: bool) -> Description:
     described = Description(**values)
     if not isinstance(described.algorithm, str) or described.activation not in ACTIVATIONS:
         _refuse("its algorithm or activation is unknown")
-    ours = (*ALGORITHMS, "agents.evolution:Evolution")
+    ours = (*ALGORITHMS, EVOLUTION)
     known = described.algorithm in ours or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)
     if not known and not trust:
         _refuse(

@@ -60,7 +60,9 @@ def with_weights(
 ) -> LearnedPolicy:
     """A linear policy by its weights and biases on raw observations; `mean` and `var` are what it scales them by."""
     described = replace(described, net_arch=[])
-    network = _network(described, len(described.actions))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # for the critic, of which nothing is asked: the same file every time
+        network = _network(described, len(described.actions))
     with torch.no_grad():
         head = network.action_net
         head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]

@@ -79,6 +79,10 @@ def test_a_policy_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
     assert {"value", "spread"} >= set(again.diagnostics(observations[0])) >= {"value"}
 
 
+def test_a_critic_that_has_learned_nothing_says_nothing() -> None:
+    assert set(load_policy().diagnostics(some_observations()[0])) == {"spread"}
+
+
 def test_without_determinism_actions_are_drawn() -> None:
     policy, observation = some_policy(), some_observations(1)[0]
     drawn = [policy.predict(observation)[0] for _ in range(2)]

@@ -34,6 +34,11 @@ def test_the_mean_of_one_policy_is_that_policy() -> None:
         assert np.allclose(mine, its, atol=1e-5)
 
 
+def test_the_same_mean_is_the_same_file() -> None:
+    one, again = (mean_of([load_policy(DEFAULT)]) for _ in range(2))
+    assert one.fingerprint() == again.fingerprint()
+
+
 def test_the_mean_acts_half_way_between_two_policies_on_any_observation() -> None:
     one = load_policy(DEFAULT)
     other = another(one)
