@@ -117,14 +117,11 @@ def by_hand(policy: LearnedPolicy, given: dict[str, dict[str, float]]) -> Learne
     if useless:
         raise ConfigError(f"--by-hand: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
     all_weights, all_biases = np.zeros((len(names), len(entries))), np.zeros(len(names))
-    for row, name in enumerate(names):
-        if name in given:
-            all_biases[row] = given[name].get("", 0.0)
-            for entry, weight in given[name].items():
-                if entry:
-                    all_weights[row, entries.index(entry)] = weight
-        else:
-            all_weights[row], all_biases[row] = (part[set_before.index(name)] for part in (weights, biases))
+    kept = [names.index(name) for name in set_before]
+    all_weights[kept], all_biases[kept] = weights, biases
+    for name, terms in given.items():
+        all_weights[names.index(name)] = [terms.get(entry, 0.0) for entry in entries]
+        all_biases[names.index(name)] = terms.get("", 0.0)
     before = policy.description
     described = replace(before, actions=names, training={**before.training, "by_hand": given})
     if "acts" in before.arguments:  # by which a search names what it sets
