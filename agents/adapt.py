@@ -101,7 +101,12 @@ class AdaptivePolicy:
         return self.learned.value(observation)
 
     def diagnostics(self, observation: Any) -> dict[str, float]:
-        return {**self.learned.diagnostics(observation), "updates": float(self.model._n_updates)}
+        told = {**self.learned.diagnostics(observation), "updates": float(self.model._n_updates)}
+        if "value" not in told and self.model._n_updates:  # the critic has learned by now
+            value = self.value(observation)
+            if value is not None:
+                told["value"] = float(value)
+        return told
 
     def learn(self, reward: float, observation: Any, ended: bool) -> None:
         """Take in what came of the last action, and train if it is time."""

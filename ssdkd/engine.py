@@ -673,8 +673,6 @@ class Engine:
             "seconds": self.seconds,
             "phase_seconds": dict(self.phase_seconds),
             "statistics": dict(self.statistics),
-            "steps": self._steps,
-            "batch": self._batch,
             "guard": self.guard.state_dict(),
         }
 
@@ -691,7 +689,6 @@ class Engine:
         self.synthesized, self.seconds = state["synthesized"], state["seconds"]
         self.phase_seconds = dict(state["phase_seconds"])
         self.statistics = dict(state["statistics"])
-        self._steps, self._batch = state["steps"], state["batch"]
         self.guard.load_state_dict(state["guard"])
         self.guard.hold(self._parts(), self.guard.statistics)
         self.inverter.slow_down(self.guard.step["generator"])

@@ -80,7 +80,12 @@ def test_a_policy_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_a_critic_that_has_learned_nothing_says_nothing() -> None:
-    assert set(load_policy().diagnostics(some_observations()[0])) == {"spread"}
+    observation = some_observations()[0]
+    assert set(load_policy().diagnostics(observation)) == {"spread"}
+    learning = AdaptivePolicy(load_policy())
+    assert set(learning.diagnostics(observation)) == {"spread", "updates"}
+    learning.model._n_updates = 1
+    assert set(learning.diagnostics(observation)) == {"spread", "updates", "value"}
 
 
 def test_without_determinism_actions_are_drawn() -> None:
