@@ -86,9 +86,11 @@ TASKS: dict[str, dict[str, Any]] = {
 FORESEEN = (
     "progress",
     "budget",
+    "steps",
     "batch_norm",
     "student_size",
     "making_share",
+    "starting_share",
     "replays_per_round",
     "candidates_per_round",
     "learning_rate",

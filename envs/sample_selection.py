@@ -35,7 +35,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (10,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    `Box(-1, 1, (11,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
     marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
 
     | name | range | neutral | steers |
@@ -49,16 +49,18 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | adversarial | 0 .. 2 | 1 | how hard inversion looks for the student's errors |
     | effort | 0.25 .. 4* | 1 | how much is replayed in a round, against making samples |
     | batch | 0.25 .. 4* | 1 | images of a student step, of the same replays in a round |
+    | anneal | 0 .. 1 | 1 | how far the learning rate follows its schedule down |
     | textures | 0.1 .. 10* | 1 | odds of random textures against inverted images |
 
     ## Observation Space
-    `Box(low, high, (49,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    `Box(low, high, (51,), float32)`: named, normalised numbers, whose number does not depend on classes, image
     size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
 
     | name | bounds | meaning |
     | --- | --- | --- |
     | progress | 0 .. 1 | share of the budget spent |
     | budget | 0 .. 1 | log10 of the budget in rounds of effort 1, by 5 |
+    | steps | 0 .. 1 | log10 of the student steps in as many rounds, by 6 |
     | batch_norm | 0 .. 1 | 1 where the teacher has batch-norm statistics, else 0 |
     | student_size | -1 .. 1 | log10 of the student's compute over the teacher's, by 3 |
     | making_share | 0 .. 1 | share of a round of effort 1 that making samples takes |
@@ -104,6 +106,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | last_adversarial | -1 .. 1 | the last action's adversarial |
     | last_effort | -1 .. 1 | the last action's effort |
     | last_batch | -1 .. 1 | the last action's batch |
+    | last_anneal | -1 .. 1 | the last action's anneal |
     | last_textures | -1 .. 1 | the last action's textures |
     | last_gain | -1 .. 1 | fall of log KL on the probe in the last round, per unit of budget: the reward `probe` |
 

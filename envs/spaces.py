@@ -76,6 +76,7 @@ def task_facts(engine: Engine) -> dict[str, float]:
         "candidates_per_round": config.inversion.images / config.buffer.capacity,
         "neutral_cost": neutral,
         "rounds": float(config.rounds or 0),
+        "steps": float(config.distillation.steps),
     }
 
 
@@ -120,12 +121,20 @@ def _novelty(memory: Memory) -> float:
     return 6.0 * (log_scaled(memory.now["candidate_delta_q50"]) - log_scaled(memory.now["delta_q50"]))
 
 
-def _budget(memory: Memory) -> float:
+def _rounds(memory: Memory) -> float:
     """The budget in rounds of effort 1; one in minutes is judged by what it bought so far, at first by nothing."""
     rounds, now = memory.task["rounds"], memory.now
     if not rounds and now["progress"] > 0:
         rounds = now["spent"] / now["progress"] / memory.task["neutral_cost"]
-    return math.log10(max(rounds, 1.0)) / 5.0
+    return max(rounds, 1.0)
+
+
+def _budget(memory: Memory) -> float:
+    return math.log10(_rounds(memory)) / 5.0
+
+
+def _steps(memory: Memory) -> float:
+    return math.log10(_rounds(memory) * memory.task["steps"]) / 6.0
 
 
 def _quantile_entries(
@@ -137,6 +146,7 @@ def _quantile_entries(
 ENTRIES: tuple[Entry, ...] = (
     Entry("progress", 0.0, 1.0, "share of the budget spent", _plain("progress")),
     Entry("budget", 0.0, 1.0, "log10 of the budget in rounds of effort 1, by 5", _budget),
+    Entry("steps", 0.0, 1.0, "log10 of the student steps in as many rounds, by 6", _steps),
     Entry("batch_norm", 0.0, 1.0, "1 where the teacher has batch-norm statistics, else 0", _fact("batch_norm")),
     Entry(
         "student_size", -1.0, 1.0, "log10 of the student's compute over the teacher's, by 3", _log_fact("student_size")

@@ -68,6 +68,7 @@ class Coefficients:
     adversarial: float = _coefficient(0.0, 2.0, 1.0, 1.0, "how hard inversion looks for the student's errors")
     effort: float = _coefficient(0.25, 4.0, 1.0, 1.0, "how much is replayed in a round, against making samples", True)
     batch: float = _coefficient(0.25, 4.0, 1.0, 1.0, "images of a student step, of the same replays in a round", True)
+    anneal: float = _coefficient(0.0, 1.0, 1.0, 1.0, "how far the learning rate follows its schedule down")
     textures: float = _coefficient(0.1, 10.0, 1.0, 1.0, "odds of random textures against inverted images", True)
 
     @classmethod

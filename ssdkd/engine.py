@@ -252,12 +252,15 @@ class Engine:
             return self.progress >= 1.0
         return self.budget - self.spent < 0.5 * self.round_cost(self.config.distillation.steps)
 
-    @property
-    def learning_rate_fraction(self) -> float:
-        """The learning rate as a share of the largest one; it follows the budget, not the number of rounds."""
+    def learning_rate_fraction(self, anneal: float = 1.0) -> float:
+        """The learning rate as a share of the largest one; it follows the budget, not the number of rounds.
+
+        With `anneal` 1 it falls as the schedule says, with 0 not at all: the mean of the weights can do without.
+        """
         if self.config.distillation.schedule == "constant":
             return 1.0
-        return max(0.5 * (1.0 + math.cos(math.pi * self.progress)), 1e-3)
+        scheduled = max(0.5 * (1.0 + math.cos(math.pi * self.progress)), 1e-3)
+        return 1.0 - anneal * (1.0 - scheduled)
 
     # -- the loop -------------------------------------------------------------------------------------------
 
@@ -368,7 +371,7 @@ class Engine:
         start = time.perf_counter()
         learning, buffer = self.config.distillation, self.buffer
         if buffer.size == 0:  # no image has been usable so far, which `recover` bears with for a few rounds
-            self._steps, self._batch, silence = 0, 0, torch.zeros((), device=self.device)
+            self._steps, self._batch, self._rate, silence = 0, 0, 0.0, torch.zeros((), device=self.device)
             return Replayed(silence, silence)
         batch = self.batch_of(coefficients.batch)
         steps = max(1, round(coefficients.effort * learning.steps * learning.batch / batch))
@@ -381,11 +384,12 @@ class Engine:
         weights = selection.importance_weights(pi, coefficients.beta, drawn)
         buffer.note_visits(drawn)
         rows = drawn.view(steps, batch)
+        self._rate = self.learning_rate_fraction(coefficients.anneal)
         replayed = self.distiller.replay(
             buffer,
             rows,
             weights.view(steps, batch),
-            learning.learning_rate * self.learning_rate_fraction * self.guard.step["student"],
+            learning.learning_rate * self._rate * self.guard.step["student"],
             self._shown(rows),
         )
         self._replayed_by, self._steps, self._batch = pi, steps, batch
@@ -422,8 +426,8 @@ class Engine:
             "progress": self.progress,
             "spent": self.spent,
             "seconds": self.seconds,
-            "learning_rate": self.config.distillation.learning_rate * self.learning_rate_fraction,
-            "learning_rate_fraction": self.learning_rate_fraction,
+            "learning_rate": self.config.distillation.learning_rate * self._rate,
+            "learning_rate_fraction": self._rate,
             "buffer_size": float(self.buffer.size),
             "buffer_fill": self.buffer.size / self.buffer.capacity,
             "synthesized": float(self.synthesized),
@@ -499,6 +503,7 @@ class Engine:
     _replayed_by: Tensor | None = None  # pi of the newest replay
     _steps: int = 0  # of the newest round, on so many images each
     _batch: int = 0
+    _rate: float = 1.0  # its learning rate as a share of the largest one
 
     def _targets(self, counts: Tensor, w_div: float, how_many: int) -> Tensor:
         prior, random = selection.class_prior(counts, w_div), self.random["inversion"]

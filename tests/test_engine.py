@@ -165,9 +165,34 @@ def test_the_learning_rate_falls_with_the_budget() -> None:
     rates = [s["learning_rate_fraction"] for s in drive(engine, Coefficients())]
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.01
+    assert rates[-1] < 0.02
     steady = drive(tiny_engine(changed(distillation={"schedule": "constant"})), Coefficients())
     assert {s["learning_rate_fraction"] for s in steady} == {1.0}
+
+
+def test_the_learning_rate_falls_as_far_as_it_is_told_to() -> None:
+    def rates(anneal: float) -> list[float]:
+        engine = tiny_engine(changed(distillation={"schedule": "cosine"}))
+        return [s["learning_rate_fraction"] for s in drive(engine, Coefficients(anneal=anneal))]
+
+    whole = rates(1.0)
+    assert rates(0.25) == pytest.approx([1.0 - 0.25 * (1.0 - rate) for rate in whole])
+    assert set(rates(0.0)) == {1.0}
+
+
+def test_the_learning_rate_that_is_told_is_the_one_that_was_used() -> None:
+    engine = tiny_engine(changed(distillation={"schedule": "cosine", "learning_rate": 0.2}))
+    used: list[float] = []
+    step = engine.distiller.optimizer.step
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        used.append(engine.distiller.optimizer.param_groups[0]["lr"])
+        return step(*arguments, **named)
+
+    engine.distiller.optimizer.step = noted  # type: ignore[method-assign]
+    told = [s["learning_rate"] for s in drive(engine, Coefficients(anneal=0.5))][1:]
+    assert told == pytest.approx(list(dict.fromkeys(used)))
+    assert len(told) > 2
 
 
 def test_the_student_comes_to_do_the_teachers_job() -> None:

@@ -311,6 +311,20 @@ def test_observations_stay_inside_whatever_is_measured() -> None:
         assert space.contains(observe(memory)), value
 
 
+@pytest.mark.parametrize("minutes", [False, True])
+def test_the_length_of_a_budget_is_told_in_rounds_and_in_student_steps(minutes: bool) -> None:
+    """One in minutes by what half of it bought: 50 rounds' worth."""
+    names = [entry.name for entry in ENTRIES]
+    facts = {"neutral_cost": 30.0, "rounds": 0.0 if minutes else 100.0, "steps": 20.0}
+    env = tiny_env()
+    env.reset(seed=0)
+    memory = Memory(task={**env.memory.task, **facts})
+    memory.recent.append({**env.memory.now, "progress": 0.5, "spent": 1500.0})
+    seen = dict(zip(names, observe(memory).tolist(), strict=True))
+    assert seen["budget"] == pytest.approx(math.log10(100) / 5)
+    assert seen["steps"] == pytest.approx(math.log10(2000) / 6)
+
+
 def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_ones() -> None:
     env = tiny_env()
     env.reset(seed=0)
