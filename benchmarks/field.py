@@ -152,8 +152,8 @@ def settings_of(size: Size, method: str, over: Settings) -> Settings:
 def train_teacher(size: Size, file: Path, data_root: str | None, device: str) -> None:
     if not size.teacher_training:
         raise ConfigError("this size has no teacher to train; it comes with one.")
-    command = [sys.executable, "-m", "ssdkd.teacher", *size.teacher_training, "--out", str(file), "--device", device]
-    subprocess.run([*command, *(["--data-root", data_root] if data_root else [])], check=True)
+    where = ["--data-root", data_root] if data_root else []
+    called("ssdkd.teacher", [*size.teacher_training, "--out", str(file), "--device", device, *where])
 
 
 def play(folder: Path, settings: Settings, deadline: float) -> bool:
@@ -170,10 +170,15 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
         words = ["--config", str(job), "--out", str(folder), "--quiet"]
     else:
         words = ["--resume", str(begun), "--quiet"]
-    process = subprocess.Popen([sys.executable, "-m", "ssdkd.run", *words])
+    return called("ssdkd.run", words, deadline)
+
+
+def called(module: str, words: Sequence[str], deadline: float = float("inf")) -> bool:
+    """Run a command of the package until it is done or the time is up, or this process is stopped: -> whether it is."""
+    process = subprocess.Popen([sys.executable, "-m", module, *words])
 
     def pass_on(*_: object) -> NoReturn:
-        process.send_signal(signal.SIGTERM)  # else the run would go on alone
+        process.send_signal(signal.SIGTERM)  # else it would go on alone
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, pass_on)
@@ -189,7 +194,7 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
     finally:
         signal.signal(signal.SIGTERM, before)
     if process.returncode != 0:
-        raise SsdkdError(f"the run in {folder} ended with code {process.returncode}; its message stands above.")
+        raise SsdkdError(f"python -m {module} ended with code {process.returncode}; its message stands above.")
     return True
 
 

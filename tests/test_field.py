@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import field
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, SsdkdError
 
 CURVES = {
     "ours": {"seconds": [1.0, 2.0, 3.0], "accuracy": [50.0, 70.0, 80.0], "synthesized": [10.0, 20.0, 30.0]},
@@ -86,6 +86,12 @@ def test_whoever_stops_the_comparison_stops_its_run_too_and_nothing_is_lost(
     assert signal.getsignal(signal.SIGTERM) is before
     assert started[0].poll() is not None, "the run is over"
     assert list(tmp_path.glob("*/checkpoints/*")), "and was saved"
+
+
+def test_a_teacher_that_cannot_be_trained_is_one_sentence(tmp_path: Path) -> None:
+    size = field.Size({}, {}, "ssdkd", teacher_training=["--dataset", "no_such_set"])
+    with pytest.raises(SsdkdError, match=r"ssdkd\.teacher ended with code 2"):
+        field.train_teacher(size, tmp_path / "teacher.safetensors", None, "cpu")
 
 
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
