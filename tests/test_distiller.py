@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, Samples, random_views
-from ssdkd.distiller import Distiller, Replayed, bound_gradients, divergence, make_optimizer
+from ssdkd.distiller import Distiller, Replayed, divergence, excess, make_optimizer
 
 CLASSES, SIZE = 4, 6
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
@@ -233,16 +233,40 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
     assert not torch.equal(student[1].bias, bias)
 
 
-@pytest.mark.parametrize("largest", [0.5, 1e3])
-def test_gradients_are_bounded_as_by_torch(largest: float) -> None:
-    one = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Linear(7, 7))  # the last has no gradient
-    other = copy.deepcopy(one)
-    inputs = torch.randn(5, 4)
-    for network in (one, other):
-        network[:3](inputs).square().sum().backward()
-    bound_gradients(one, largest)
-    nn.utils.clip_grad_norm_(other.parameters(), largest)
+@pytest.mark.parametrize("largest", [0.05, 1e3])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_bounded_step_is_as_torchs_with_clipped_gradients(name: str, largest: float) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES), nn.ReLU(), nn.Linear(CLASSES, CLASSES))
+
+    def learn(student: nn.Module, clip: float, times: int) -> tuple[Distiller, Tensor, Tensor]:
+        optimizer = make_optimizer(student, name, 0.01, 0.9, 1e-2)
+        d = Distiller(student, optimizer, MEAN, STD, 2.0, clip, nullcontext())
+        inputs, logits = torch.randn(8, 3, SIZE, SIZE, generator=random_from(1)), 3 * torch.eye(8, CLASSES)
+        for _ in range(times):
+            d._step(inputs, logits, torch.ones(8))
+        return d, inputs, logits
+
+    one, other = network(), network()
+    learn(one, largest, 3)
+    d, inputs, logits = learn(other, 0.0, 0)
+    step = d.optimizer.step
+
+    def clipped() -> None:
+        nn.utils.clip_grad_norm_(other.parameters(), largest)
+        step()
+
+    d.optimizer.step = clipped  # type: ignore[assignment]
+    for _ in range(3):
+        d._step(inputs, logits, torch.ones(8))
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
-        assert (mine.grad is None) == (theirs.grad is None)
-        if mine.grad is not None:
-            assert torch.allclose(mine.grad, theirs.grad)
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_parts_without_a_gradient_do_not_count_to_its_norm() -> None:
+    one = nn.Sequential(nn.Linear(4, 3), nn.Linear(7, 7))  # the last has none
+    one[0](torch.randn(5, 4)).square().sum().backward()
+    norm = nn.utils.clip_grad_norm_(one.parameters(), 1e9)
+    assert excess(list(one.parameters()), 0.5) == pytest.approx(norm.item() / 0.5)
+    assert excess(list(one.parameters()), 1e6) == 1
