@@ -252,7 +252,7 @@ class Engine:
             return self.progress >= 1.0
         return self.budget - self.spent < 0.5 * self.round_cost(self.config.distillation.steps)
 
-    def learning_rate_fraction(self, anneal: float = 1.0) -> float:
+    def learning_rate_fraction(self, anneal: float) -> float:
         """The learning rate as a share of the largest one; it follows the budget, not the number of rounds.
 
         With `anneal` 1 it falls as the schedule says, with 0 not at all: the mean of the weights can do without.
