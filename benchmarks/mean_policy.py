@@ -108,24 +108,20 @@ def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> Lear
 def by_hand(policy: LearnedPolicy, given: dict[str, dict[str, float]]) -> LearnedPolicy:
     """The same linear policy, but it sets these coefficients as given: name -> entry -> weight, "" for the bias.
 
-    A name that ends in "+" adds to what it sets. A coefficient that it has left alone is one that it sets from now on;
-    an entry must be one that it reads.
+    A coefficient that it has left alone is one that it sets from now on; an entry must be one that it reads.
     """
     weights, biases = linear(policy)
     entries, set_before = policy.description.observations, policy.description.actions
-    meant = {name.removesuffix("+") for name in given}
-    names = [r.name for r in RANGES if r.name in {*set_before, *meant}]
-    useless = sorted({*meant, *(e for of in given.values() for e in of if e)} - {*names, *entries})
+    names = [r.name for r in RANGES if r.name in {*set_before, *given}]
+    useless = sorted({*given, *(e for of in given.values() for e in of if e)} - {*names, *entries})
     if useless:
         raise ConfigError(f"--by-hand: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
-    neutral = {r.name: r.to_unit(r.neutral) for r in RANGES}
-    all_weights, all_biases = np.zeros((len(names), len(entries))), np.array([neutral[name] for name in names])
+    all_weights, all_biases = np.zeros((len(names), len(entries))), np.zeros(len(names))
     kept = [names.index(name) for name in set_before]
     all_weights[kept], all_biases[kept] = weights, biases
     for name, terms in given.items():
-        row, adds = names.index(name.removesuffix("+")), name.endswith("+")
-        all_weights[row] = adds * all_weights[row] + [terms.get(entry, 0.0) for entry in entries]
-        all_biases[row] = adds * all_biases[row] + terms.get("", 0.0)
+        all_weights[names.index(name)] = [terms.get(entry, 0.0) for entry in entries]
+        all_biases[names.index(name)] = terms.get("", 0.0)
     before = policy.description
     described = replace(before, actions=names, training={**before.training, "by_hand": given})
     if "acts" in before.arguments:  # by which a search names what it sets
@@ -162,7 +158,7 @@ def expected(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def rule(text: str) -> tuple[str, dict[str, float]]:
-    """COEFFICIENT=BIAS,ENTRY*WEIGHT,...: what a place in its range (-1 to 1) is, by hand; += adds to what it was."""
+    """COEFFICIENT=BIAS,ENTRY*WEIGHT,...: what a place in its range (-1 to 1) is, by hand."""
     try:
         name, terms = text.split("=")
         found: dict[str, float] = {}
@@ -199,8 +195,7 @@ def main() -> int:
         nargs="+",
         default=[],
         metavar="COEFFICIENT=BIAS,ENTRY*WEIGHT,...",
-        help="set these coefficients so, whatever the policies did, or with += beside what they did: "
-        "places in the range, on raw observations",
+        help="set these coefficients so, whatever the policies did; places in the range, on raw observations",
     )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
