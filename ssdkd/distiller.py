@@ -52,7 +52,7 @@ def make_optimizer(
 def excess(weights: list[nn.Parameter], largest: float) -> Tensor:
     """How many times `largest` the norm of their gradients is; 1 where it is less: scalar on their device."""
     norms = torch._foreach_norm([weight.grad for weight in weights if weight.grad is not None])
-    return (torch.linalg.vector_norm(torch.stack(norms)) / largest).clamp_(min=1.0)
+    return (torch.linalg.vector_norm(torch.stack(norms)) / largest).clamp_(min=1.0).float()  # whatever the weights are
 
 
 @dataclass
