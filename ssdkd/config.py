@@ -146,7 +146,9 @@ class DistillationConfig:
         0.125, "share of the steps so far whose mean is the student handed out; 0: the last step alone", low=0, high=1
     )
     temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)
-    clip: float = option(0.0, "bound on the gradient's norm; 0: none", low=0)
+    clip: float | None = option(
+        None, "bound on the gradient's norm; 0: none; null: 2 for a student without layers that normalise, else none", low=0
+    )
 
 
 @dataclass

@@ -49,6 +49,12 @@ def make_optimizer(
     return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
+def default_bound(student: nn.Module) -> float:
+    """2 where nothing in the network normalises, whose long steps can bring it to a standstill; else 0, no bound."""
+    normalising = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return 0.0 if any(isinstance(layer, normalising) for layer in student.modules()) else 2.0
+
+
 def excess(weights: list[nn.Parameter], largest: float) -> Tensor:
     """How many times `largest` the norm of their gradients is; 1 where it is less: scalar on their device."""
     norms = torch._foreach_norm([weight.grad for weight in weights if weight.grad is not None])

@@ -21,7 +21,7 @@ from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
-from ssdkd.distiller import Distiller, Replayed, Shown, divergence, make_optimizer
+from ssdkd.distiller import Distiller, Replayed, Shown, default_bound, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import (
@@ -164,9 +164,8 @@ class Engine:
             learning.weight_decay,
             learning.nesterov,
         )
-        self.distiller = Distiller(
-            self.learner, optimizer, self.mean, self.std, learning.temperature, learning.clip, self.autocast
-        )
+        clip = default_bound(self.learner) if learning.clip is None else learning.clip
+        self.distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, clip, self.autocast)
         if averaged:
             self.distiller.average = Average(self.student, self.learner, learning.average)
         self.distiller.layout = self.inverter.layout = layout

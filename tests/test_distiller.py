@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, Samples, random_views
-from ssdkd.distiller import Distiller, Replayed, divergence, excess, make_optimizer
+from ssdkd.distiller import Distiller, Replayed, default_bound, divergence, excess, make_optimizer
 
 CLASSES, SIZE = 4, 6
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
@@ -134,6 +134,12 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
         steps[clip] = (parameters(student) - before).norm().item()
     assert steps[0.0] > 0.1
     assert steps[0.01] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4)])
+def test_gradients_are_bounded_by_default_where_nothing_normalises(layer: nn.Module) -> None:
+    assert default_bound(nn.Sequential(nn.Linear(2, 4), nn.ReLU())) == 2.0
+    assert default_bound(nn.Sequential(nn.Linear(2, 4), nn.Sequential(layer))) == 0.0
 
 
 def test_delta_of_what_was_replayed_is_refreshed_and_of_the_rest_is_not() -> None:

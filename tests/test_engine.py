@@ -195,6 +195,14 @@ def test_the_learning_rate_that_is_told_is_the_one_that_was_used() -> None:
     assert len(told) > 2
 
 
+@pytest.mark.parametrize(("batch_norm", "told", "bound"), [(True, {}, 0), (False, {}, 2), (False, {"clip": 0}, 0)])
+def test_a_student_without_batch_norm_is_held_back_unless_told_otherwise(
+    batch_norm: bool, told: dict[str, float], bound: float
+) -> None:
+    engine = tiny_engine(changed(distillation=told), student=small_student(batch_norm=batch_norm))
+    assert engine.distiller.clip == bound
+
+
 def test_the_student_comes_to_do_the_teachers_job() -> None:
     """On digits that nobody trained on: from guessing to most of them right, in seconds."""
     engine = tiny_engine(
