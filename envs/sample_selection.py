@@ -35,7 +35,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (11,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    `Box(-1, 1, (12,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
     marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
 
     | name | range | neutral | steers |
@@ -43,6 +43,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | w_div | 0 .. 2 | 0 | class balance of what is kept and of what is made next |
     | gamma | -2 .. 4 | 0 | difficulty of what is kept: above 0 hard, below 0 easy |
     | refresh | 0.02 .. 0.5* | 0.1 | how much of the buffer may change in a round |
+    | wear | 0 .. 2 | 0 | how readily what was replayed often gives way to what is new |
     | alpha | 0 .. 1.5 | 0 | how strongly replay follows disagreement |
     | beta | 0 .. 1 | 0 | how fully weights undo the bias of replay |
     | eta | 0 .. 1 | 0 | how much the modulating function also steers replay |
@@ -53,7 +54,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | textures | 0.1 .. 10* | 1 | odds of random textures against inverted images |
 
     ## Observation Space
-    `Box(low, high, (51,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    `Box(low, high, (52,), float32)`: named, normalised numbers, whose number does not depend on classes, image
     size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
 
     | name | bounds | meaning |
@@ -100,6 +101,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | last_w_div | -1 .. 1 | the last action's w_div |
     | last_gamma | -1 .. 1 | the last action's gamma |
     | last_refresh | -1 .. 1 | the last action's refresh |
+    | last_wear | -1 .. 1 | the last action's wear |
     | last_alpha | -1 .. 1 | the last action's alpha |
     | last_beta | -1 .. 1 | the last action's beta |
     | last_eta | -1 .. 1 | the last action's eta |

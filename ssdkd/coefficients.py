@@ -62,6 +62,7 @@ class Coefficients:
     w_div: float = _coefficient(0.00, 2.0, 0.0, 1.72, "class balance of what is kept and of what is made next")
     gamma: float = _coefficient(-2.0, 4.0, 0.0, 0.0, "difficulty of what is kept: above 0 hard, below 0 easy")
     refresh: float = _coefficient(0.02, 0.5, 0.1, 0.47, "how much of the buffer may change in a round", True)
+    wear: float = _coefficient(0.00, 2.0, 0.0, 0.0, "how readily what was replayed often gives way to what is new")
     alpha: float = _coefficient(0.00, 1.5, 0.0, 0.40, "how strongly replay follows disagreement")
     beta: float = _coefficient(0.00, 1.0, 0.0, 0.0, "how fully weights undo the bias of replay")
     eta: float = _coefficient(0.00, 1.0, 0.0, 0.45, "how much the modulating function also steers replay")

@@ -351,7 +351,7 @@ class Engine:
             )
             return log_phi + selection.gumbel_noise(len(samples), random)
 
-        slot_scores = score(held)
+        slot_scores = score(held) + selection.log_worn(buffer.visits[: len(held)], coefficients.wear)
         new_scores = torch.where(usable, score(new), -torch.inf)  # which beats nothing
         order = new_scores.argsort(descending=True)
         entered = buffer.append(new[order], delta=1.0, round_index=self.round)

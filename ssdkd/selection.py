@@ -26,6 +26,11 @@ def log_modulation(classes: Tensor, confidence: Tensor, counts: Tensor, w_div: f
     return gamma * difficulty - w_div * crowding[classes]
 
 
+def log_worn(visits: Tensor, wear: float) -> Tensor:
+    """-wear log(1 + visits), added to log phi where it is decided what stays: (N,) int64 -> (N,)."""
+    return -wear * torch.log1p(visits.float())
+
+
 def class_prior(counts: Tensor, w_div: float) -> Tensor:
     """Probability of each class as the next inversion's target, in proportion to n_c^-w_div: (C,) -> (C,)."""
     return torch.softmax(-w_div * torch.log(counts + 1.0), dim=0)

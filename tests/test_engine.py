@@ -474,6 +474,26 @@ def test_gamma_keeps_hard_or_easy_samples(gamma: float, sign: int) -> None:
     assert sign * (steered - neutral) > 0.15
 
 
+def test_wear_lets_what_was_replayed_often_give_way() -> None:
+    def stayed(wear: float) -> float:
+        """How many of the buffer's images that were replayed a hundred times stay, over those that never were."""
+        engine = tiny_engine(changed(buffer={"capacity": 200}))
+        classes = torch.arange(200) % 10
+        engine.keep(candidates_of(engine, classes, torch.full((200,), 0.5)), Coefficients())
+        engine.buffer.visits[:100] = 100
+        old = engine.buffer.images.clone()
+        new = candidates_of(engine, classes.flip(0), torch.full((200,), 0.5))
+        new.samples.images.bitwise_not_()
+        engine.keep(new, Coefficients(refresh=0.5, wear=wear))
+        same = (engine.buffer.images == old).flatten(1).all(dim=1)
+        return same[:100].sum().item() / same[100:].sum().item()
+
+    assert stayed(0.0) == pytest.approx(1.0, abs=0.4)
+    assert stayed(0.5) < 0.5
+    assert stayed(2.0) < stayed(0.5)
+
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_search_looks_at_shifted_images_only_where_it_is_told_to(augment: bool) -> None:
     spec = dataclasses.replace(dataset_spec("digits"), flip=True)

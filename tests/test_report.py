@@ -201,8 +201,9 @@ def test_both_drawings_show_the_same_curve() -> None:
 
 
 def test_what_if_follows_the_two_functions() -> None:
-    statistics = {f"{key}_q{q}": value for key, value in (("confidence", 0.5), ("delta", 1.0)) for q in (10, 50, 90)}
-    coefficients = {"w_div": 1.0, "gamma": 2.0, "alpha": 0.5, "eta": 1.0, "beta": 1.0}
+    middles = {"confidence": 0.5, "delta": 1.0, "visits": 7.0}
+    statistics = {f"{key}_q{q}": value for key, value in middles.items() for q in (10, 50, 90)}
+    coefficients = {"w_div": 1.0, "gamma": 2.0, "wear": 0.5, "alpha": 0.5, "eta": 1.0, "beta": 1.0}
     charts = {chart.title: chart for chart in what_if({**statistics, "progress": 0.0}, coefficients)}
 
     def at(title: str, x: float) -> float:
@@ -211,6 +212,7 @@ def test_what_if_follows_the_two_functions() -> None:
 
     assert at("Kept: phi by class size", 2.0) == pytest.approx(0.5, rel=0.01)
     assert at("Kept: phi by confidence", 0.75) == pytest.approx(0.25, rel=0.05)
+    assert at("Kept by times replayed", 15.0) == pytest.approx(0.5**0.5, rel=0.01)
     assert at("Replayed: P by KL", 4.0) == pytest.approx(2.0, rel=0.01)
     assert at("Weight in the loss by KL", 4.0) == pytest.approx(0.5, rel=0.01)
     assert at("Replayed: P by class size", 2.0) == pytest.approx(0.5, rel=0.01)

@@ -207,6 +207,12 @@ def test_w_div_prefers_rare_classes_whatever_the_confidence() -> None:
     assert rare - crowded == pytest.approx(math.log(9))
 
 
+def test_what_was_replayed_wears_by_the_times_and_what_was_not_does_not() -> None:
+    visits = torch.tensor([0, 1, 3, 2**40])
+    assert selection.log_worn(visits, 0.0).tolist() == [0.0] * 4
+    assert selection.log_worn(visits, 0.5).exp().tolist() == pytest.approx([1.0, 2**-0.5, 0.5, 2**-20], rel=1e-4)
+
+
 def test_replay_follows_disagreement_with_alpha_and_phi_with_eta() -> None:
     delta, log_phi = torch.tensor([1.0, 4.0]), torch.tensor([0.0, math.log(3.0)])
     by_delta = replayed(selection.log_priority(delta, log_phi, 0.5, 0.0))

@@ -168,7 +168,7 @@ TAGS: tuple[Tag, ...] = (
         "buffer/keep_probability_times_mean",
         "histogram",
         "1 = average",
-        "phi over its mean: how likely each image is kept, by class size and confidence",
+        "how likely each image is kept, over the mean, by class size, confidence and times replayed",
         "the modulating function under the round's coefficients",
     ),
     Tag(
@@ -197,7 +197,7 @@ TAGS: tuple[Tag, ...] = (
     *(
         Tag(f"selection/what_if_{name}", "picture", "times the median sample", meaning, WHAT_IF)
         for name, meaning in (
-            ("kept", "how likely a sample is kept (phi) by class size and by confidence alone"),
+            ("kept", "how likely a sample is kept, by class size, by confidence and by times replayed alone"),
             ("replayed_by_kl", "how likely it is replayed (P), and its weight in the loss, by KL alone"),
             ("replayed_by_phi", "how likely it is replayed (P) by class size and by confidence alone"),
         )

@@ -165,7 +165,7 @@ def histograms(engine: Engine, coefficients: Mapping[str, float]) -> dict[str, n
     chosen = Coefficients(**{r.name: coefficients[r.name] for r in RANGES})
     counts = selection.class_counts(held.classes, engine.spec.num_classes)
     log_phi = selection.log_modulation(held.classes, held.confidence, counts, chosen.w_div, chosen.gamma)
-    kept = torch.softmax(log_phi, dim=0) * len(held)
+    kept = torch.softmax(log_phi + selection.log_worn(buffer.visits[: buffer.size], chosen.wear), dim=0) * len(held)
     replayed = engine.replay_probabilities(chosen) * len(held)
     return {
         "buffer/confidence": held.confidence.cpu().numpy(),
@@ -181,9 +181,9 @@ def pictures(engine: Engine, line: Mapping[str, float]) -> dict[str, np.ndarray]
     return {
         "buffer/images": replay_grid(engine.buffer, engine.spec.num_classes, per_class=7, blocks=2),
         "buffer/classes": to_pixels([class_chart(engine)], columns=1, width=400, height=200),
-        "selection/what_if_kept": to_pixels(panels[0:2], columns=2, width=270, height=210),
-        "selection/what_if_replayed_by_kl": to_pixels(panels[2:4], columns=2, width=270, height=210),
-        "selection/what_if_replayed_by_phi": to_pixels(panels[4:6], columns=2, width=270, height=210),
+        "selection/what_if_kept": to_pixels(panels[0:3], columns=3, width=270, height=210),
+        "selection/what_if_replayed_by_kl": to_pixels(panels[3:5], columns=2, width=270, height=210),
+        "selection/what_if_replayed_by_phi": to_pixels(panels[5:7], columns=2, width=270, height=210),
     }
 
 

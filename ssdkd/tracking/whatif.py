@@ -24,7 +24,7 @@ def formula_at(entry: Range, progress: float) -> float:
 
 
 def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) -> list[Chart]:
-    """phi by class size and confidence; P by KL, class size and confidence; the loss weight by KL.
+    """What is kept by class size, confidence and visits; P by KL, class size and confidence; the loss weight by KL.
 
     `statistics` are those of a round. Grey: neutral coefficients; orange: the SSD-KD formula. The shaded range holds
     80 % of the buffer's samples.
@@ -33,6 +33,8 @@ def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) 
     d_low, d_middle, d_high = (max(statistics[f"delta_q{q}"], 1e-5) for q in (10, 50, 90))
     crowding = np.geomspace(0.25, 4.0, 25)
     confidence = np.concatenate([np.linspace(0.02, 0.9, 23), 1.0 - np.geomspace(0.09, 0.005, 12)])
+    v_low, v_middle, v_high = (statistics[f"visits_q{q}"] for q in (10, 50, 90))
+    visits = np.geomspace(1.0, max(4.0 * v_high, 10.0), 25)
     delta = np.geomspace(min(d_low, d_middle / 4.0) / 2.0, max(d_high, d_middle * 4.0) * 2.0, 25)
 
     def phi_by_class(x: np.ndarray, c: Mapping[str, float]) -> np.ndarray:
@@ -40,6 +42,9 @@ def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) 
 
     def phi_by_confidence(x: np.ndarray, c: Mapping[str, float]) -> np.ndarray:
         return ((1.0 - x + EPSILON) / (1.0 - p_middle + EPSILON)) ** c["gamma"]
+
+    def kept_by_visits(x: np.ndarray, c: Mapping[str, float]) -> np.ndarray:
+        return ((1.0 + x) / (1.0 + v_middle)) ** -c["wear"]
 
     def replay_by_delta(x: np.ndarray, c: Mapping[str, float]) -> np.ndarray:
         return ((x + EPSILON) / (d_middle + EPSILON)) ** c["alpha"]
@@ -83,6 +88,7 @@ def what_if(statistics: Mapping[str, float], coefficients: Mapping[str, float]) 
     return [
         chart(f"{kept} by class size", by_class, crowding, phi_by_class, None),
         chart(f"{kept} by confidence", by_confidence, confidence, phi_by_confidence, (p_low, p_high)),
+        chart("Kept by times replayed", "times replayed", visits, kept_by_visits, (max(v_low, 1.0), max(v_high, 1.0))),
         chart(f"{replayed} by KL", by_delta, delta, replay_by_delta, (d_low, d_high)),
         chart("Weight in the loss by KL", by_delta, delta, weight_by_delta, (d_low, d_high)),
         chart(f"{replayed} by class size", by_class, crowding, replay_by_class, None),
