@@ -356,17 +356,22 @@ def test_the_policy_that_ships_halves_batches_of_plain_networks_whose_steps_are_
     assert round(math.log2(Coefficients.from_unit(action).batch)) == doublings
 
 
-def test_the_policy_that_ships_lets_the_learning_rate_fall_further_in_longer_runs() -> None:
+def shipped_in_a_run_of(steps: float) -> Coefficients:
     names = [entry.name for entry in ENTRIES]
+    seen = np.zeros(len(names), dtype=np.float32)
+    seen[names.index("steps")] = math.log10(steps) / 6
+    return Coefficients.from_unit(load_policy().predict(seen, deterministic=True)[0])
 
-    def anneal(steps: float) -> float:
-        seen = np.zeros(len(names), dtype=np.float32)
-        seen[names.index("steps")] = math.log10(steps) / 6
-        return Coefficients.from_unit(load_policy().predict(seen, deterministic=True)[0]).anneal
 
-    found = [anneal(steps) for steps in (240, 1000, 6000, 16_000, 1e6)]
+def test_the_policy_that_ships_lets_the_learning_rate_fall_further_in_longer_runs() -> None:
+    found = [shipped_in_a_run_of(steps).anneal for steps in (240, 1000, 6000, 16_000, 1e6)]
     assert found == sorted(found)
     assert found[0] < 0.5 < 0.7 < found[2] < found[3] < 0.9 < found[4]
+
+
+def test_the_policy_that_ships_lets_worn_images_go_the_more_readily_the_longer_the_run() -> None:
+    found = [shipped_in_a_run_of(steps).wear for steps in (240, 1000, 16_000)]
+    assert found == pytest.approx([0.27, 0.48, 0.88], abs=0.02)
 
 
 def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
