@@ -147,7 +147,9 @@ class DistillationConfig:
     )
     temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)
     clip: float | None = option(
-        None, "bound on the gradient's norm; 0: none; null: 2 for a student without layers that normalise, else none", low=0
+        None,
+        "bound on the gradient's norm; 0: none; null: 2 for a student in which no layer normalises, else none",
+        low=0,
     )
 
 

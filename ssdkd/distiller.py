@@ -15,6 +15,12 @@ from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
 from ssdkd.devices import laid_out
 
+NORMALISING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+)
+
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """KL(T || S) of the softened outputs, times temperature squared: (B, C), (B, C) -> (B,)."""
@@ -50,9 +56,8 @@ def make_optimizer(
 
 
 def default_bound(student: nn.Module) -> float:
-    """2 where nothing in the network normalises, whose long steps can bring it to a standstill; else 0, no bound."""
-    normalising = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    return 0.0 if any(isinstance(layer, normalising) for layer in student.modules()) else 2.0
+    """2 for a network in which no layer normalises, which a step too long can bring to a standstill; else 0, none."""
+    return 0.0 if any(isinstance(layer, NORMALISING) for layer in student.modules()) else 2.0
 
 
 def excess(weights: list[nn.Parameter], largest: float) -> Tensor:

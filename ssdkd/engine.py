@@ -164,8 +164,10 @@ class Engine:
             learning.weight_decay,
             learning.nesterov,
         )
-        clip = default_bound(self.learner) if learning.clip is None else learning.clip
-        self.distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, clip, self.autocast)
+        bound = default_bound(self.learner) if learning.clip is None else learning.clip
+        self.distiller = Distiller(
+            self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast
+        )
         if averaged:
             self.distiller.average = Average(self.student, self.learner, learning.average)
         self.distiller.layout = self.inverter.layout = layout

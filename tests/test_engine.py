@@ -493,7 +493,6 @@ def test_wear_lets_what_was_replayed_often_give_way() -> None:
     assert stayed(2.0) < stayed(0.5)
 
 
-
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_search_looks_at_shifted_images_only_where_it_is_told_to(augment: bool) -> None:
     spec = dataclasses.replace(dataset_spec("digits"), flip=True)
