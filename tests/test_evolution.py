@@ -75,7 +75,8 @@ def test_both_episodes_of_a_pair_begin_alike(environments: int) -> None:
 def test_it_begins_where_it_is_told() -> None:
     model = learner(start={"w_div": 1.5, "alpha": 0.3})
     action, _ = model.predict(np.zeros((1, 2), dtype=np.float32), deterministic=True)
-    begun = Coefficients.from_unit([action[0, 0], 0, 0, action[0, 1], *[0] * (len(RANGES) - 4)])
+    told = {"w_div": action[0, 0], "alpha": action[0, 1]}
+    begun = Coefficients.from_unit([told.get(r.name, 0) for r in RANGES])
     assert begun.w_div == pytest.approx(1.5)
     assert begun.alpha == pytest.approx(0.3)
     with pytest.raises(ValueError, match="acts"):
