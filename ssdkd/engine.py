@@ -336,7 +336,7 @@ class Engine:
         return candidates
 
     def keep(self, candidates: Candidates, coefficients: Coefficients) -> Kept:
-        """Let the best candidates into the buffer, by phi and chance; free slots first, then by exchange."""
+        """Let the best candidates into the buffer, by phi, wear and chance; free slots first, then by exchange."""
         start = time.perf_counter()
         buffer, random = self.buffer, self.random["keep"]
         new, usable = candidates.samples, candidates.samples.usable()

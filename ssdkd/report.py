@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ssdkd.coefficients import RANGES
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.errors import SsdkdError, run_command
 from ssdkd.files import atomic_write_text
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
@@ -285,8 +285,8 @@ def _band_chart(run: Record, key: str, title: str, log: bool = False) -> Chart:
 
 
 def _complete(line: Mapping[str, float | None]) -> dict[str, float]:
-    """A line of which nothing is missing: what was not a number counts as 0."""
-    return {key: 0.0 if value is None else value for key, value in line.items()}
+    """A line of which nothing is missing: what was not a number counts as 0, a coefficient unknown then as neutral."""
+    return Coefficients().as_dict() | {key: 0.0 if value is None else value for key, value in line.items()}
 
 
 # -- several runs -------------------------------------------------------------------------------------------

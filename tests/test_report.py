@@ -98,6 +98,18 @@ def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path:
     assert "not come to its end" in (killed / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_of_before_there_was_a_coefficient_has_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "config.yaml").write_bytes((runs["ssdkd-seed0"] / "config.yaml").read_bytes())
+    lines = [json.loads(line) for line in (runs["ssdkd-seed0"] / "metrics.jsonl").read_text().splitlines()]
+    fewer = [{key: value for key, value in line.items() if key != "wear"} for line in lines]
+    assert fewer != lines
+    (before / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in fewer))
+    assert report.main([str(before)]) == 0
+    assert "Kept by times replayed" in (before / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_has_no_value_leaves_a_gap(runs: dict[str, Path], tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
