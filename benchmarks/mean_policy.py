@@ -25,8 +25,10 @@ from agents.learning import rows_of
 from agents.policies import Description, LearnedPolicy, _network, load_policy
 from agents.train import POLICY
 from envs.spaces import ENTRIES
-from ssdkd.coefficients import RANGES
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.errors import ConfigError, SsdkdError
+
+Rules = dict[str, dict[str, float]]  # coefficient -> entry -> weight, "" for the bias; places in the range (-1 to 1)
 
 
 def linear(policy: LearnedPolicy) -> tuple[np.ndarray, np.ndarray]:
@@ -105,25 +107,30 @@ def widened(policy: LearnedPolicy, also: dict[str, tuple[float, float]]) -> Lear
     return with_weights(policy, replace(policy.description, observations=names), weights, biases, mean, var)
 
 
-def by_hand(policy: LearnedPolicy, given: dict[str, dict[str, float]]) -> LearnedPolicy:
-    """The same linear policy, but it sets these coefficients as given: name -> entry -> weight, "" for the bias.
+def by_hand(policy: LearnedPolicy, given: Rules, added: bool = False) -> LearnedPolicy:
+    """The same linear policy, but it sets these coefficients as given, or by so much further.
 
     A coefficient that it has left alone is one that it sets from now on; an entry must be one that it reads.
     """
+    option = "--add" if added else "--by-hand"
     weights, biases = linear(policy)
     entries, set_before = policy.description.observations, policy.description.actions
     names = [r.name for r in RANGES if r.name in {*set_before, *given}]
     useless = sorted({*given, *(e for of in given.values() for e in of if e)} - {*names, *entries})
     if useless:
-        raise ConfigError(f"--by-hand: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
-    all_weights, all_biases = np.zeros((len(names), len(entries))), np.zeros(len(names))
+        raise ConfigError(f"{option}: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
+    neutral = dict(zip((r.name for r in RANGES), Coefficients().to_unit(), strict=True))
+    all_weights, all_biases = np.zeros((len(names), len(entries))), np.array([neutral[name] for name in names])
     kept = [names.index(name) for name in set_before]
     all_weights[kept], all_biases[kept] = weights, biases
     for name, terms in given.items():
-        all_weights[names.index(name)] = [terms.get(entry, 0.0) for entry in entries]
-        all_biases[names.index(name)] = terms.get("", 0.0)
+        row = names.index(name)
+        if not added:
+            all_weights[row], all_biases[row] = 0.0, 0.0
+        all_weights[row] += [terms.get(entry, 0.0) for entry in entries]
+        all_biases[row] += terms.get("", 0.0)
     before = policy.description
-    described = replace(before, actions=names, training={**before.training, "by_hand": given})
+    described = replace(before, actions=names, training={**before.training, "added" if added else "by_hand": given})
     if "acts" in before.arguments:  # by which a search names what it sets
         described.arguments = {**before.arguments, "acts": names}
     return with_weights(policy, described, all_weights, all_biases, policy.mean, policy.var)
@@ -158,7 +165,7 @@ def expected(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def rule(text: str) -> tuple[str, dict[str, float]]:
-    """COEFFICIENT=BIAS,ENTRY*WEIGHT,...: what a place in its range (-1 to 1) is, by hand."""
+    """COEFFICIENT=BIAS,ENTRY*WEIGHT,...: what a place in its range (-1 to 1) is, or how much further it goes."""
     try:
         name, terms = text.split("=")
         found: dict[str, float] = {}
@@ -166,7 +173,7 @@ def rule(text: str) -> tuple[str, dict[str, float]]:
             entry, _, weight = term.rpartition("*")
             found[entry] = float(weight)
     except ValueError as error:
-        raise ConfigError(f"--by-hand: expected COEFFICIENT=BIAS,ENTRY*WEIGHT,..., got {text!r}.") from error
+        raise ConfigError(f"--by-hand, --add: expected COEFFICIENT=BIAS,ENTRY*WEIGHT,..., got {text!r}.") from error
     return name, found
 
 
@@ -197,6 +204,13 @@ def main() -> int:
         metavar="COEFFICIENT=BIAS,ENTRY*WEIGHT,...",
         help="set these coefficients so, whatever the policies did; places in the range, on raw observations",
     )
+    parser.add_argument(
+        "--add",
+        nargs="+",
+        default=[],
+        metavar="COEFFICIENT=BIAS,ENTRY*WEIGHT,...",
+        help="then move these coefficients by so much: from where they are, or from neutral",
+    )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
     given = parser.parse_args()
     try:
@@ -207,6 +221,8 @@ def main() -> int:
             policy = widened(policy, dict(expected(text) for text in given.also))
         if given.by_hand:
             policy = by_hand(policy, dict(rule(text) for text in given.by_hand))
+        if given.add:
+            policy = by_hand(policy, dict(rule(text) for text in given.add), added=True)
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -143,6 +143,21 @@ def test_a_coefficient_can_be_set_by_hand_and_leaves_the_others_alone() -> None:
     np.testing.assert_allclose(now[:, others], before[:, others], atol=1e-5)
 
 
+def test_a_coefficient_can_be_moved_from_where_it_is_or_from_neutral() -> None:
+    one = load_policy(DEFAULT)
+    moved = by_hand(one, dict([rule("effort=-0.2,progress*0.1"), rule("beta=0.5")]), added=True)
+    seen = np.full((2, len(ENTRIES)), 0.3, dtype=np.float32)
+    seen[0, PROGRESS] = 0.0
+    seen[1, PROGRESS] = 1.0
+    now, before = (policy.predict(seen, deterministic=True)[0] for policy in (moved, one))
+    effort, beta = ([r.name for r in RANGES].index(name) for name in ("effort", "beta"))
+    np.testing.assert_allclose((now - before)[:, effort], [-0.2, -0.1], atol=1e-5)
+    assert Coefficients.from_unit(before[0]).beta == 0.0
+    assert Coefficients.from_unit(now[0]).beta == pytest.approx(0.25, abs=1e-5)  # a quarter of its range of 1 above
+    others = [i for i in range(len(RANGES)) if i not in (effort, beta)]
+    np.testing.assert_allclose(now[:, others], before[:, others], atol=1e-5)
+
+
 @pytest.mark.parametrize("text", ["beta", "beta=", "beta=one", "beta=progress*", "beta=1=2"])
 def test_a_rule_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--by-hand"):

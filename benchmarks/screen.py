@@ -1,0 +1,207 @@
+"""Which coefficients are worth turning from where a policy has them: all of them at once, on training tasks.
+
+    python -m benchmarks.make_family --out teachers/digits
+    python -m benchmarks.screen --teachers-root teachers/digits --pairs 800 --processes 4 --out runs/screen.jsonl
+
+A pair plays one task from one seed twice. In the first episode every coefficient's place in its range (-1 to 1) is
+shifted, up or down by chance, all through the run, and once more, again by chance, from down to up or from up to down
+in the course of it (`effort*progress`: from -1 times the shift at the start to once at the end). In the second episode
+all of that is taken the other way round. So each pair tells of every shift, and the tasks, which differ far more than
+policies do, cancel. Printed is by how much each shift alone changes the area under accuracy over compute, the last
+accuracy and the accuracy at two thirds of the compute, in points, with standard errors: least squares over all pairs.
+What is lost, or gained, on both sides alike does not show.
+
+A file that is there already is gone on with: pairs that it holds are not played again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.evaluate import area_under, policy_by
+from agents.processes import pool
+from agents.tasks import Task, family_from, name_of, training_tasks
+from envs import SampleSelectionEnv
+from envs.spaces import ENTRIES, PROGRESS
+from ssdkd.coefficients import RANGES
+from ssdkd.errors import ConfigError, run_command
+
+SHIFTS = {  # of places in the range: wide, as a slight one tells nothing; `batch` is but halved or doubled
+    "w_div": 0.4,
+    "gamma": 0.25,
+    "refresh": 0.4,
+    "wear": 0.3,
+    "alpha": 0.3,
+    "beta": 0.5,
+    "eta": 0.35,
+    "adversarial": 0.4,
+    "effort": 0.25,
+    "anneal": 0.4,
+    "textures": 0.35,
+}
+RISING = "*progress"
+CURVE = np.linspace(0.0, 1.0, 31)  # of the compute
+
+
+@dataclass
+class Pair:
+    """Two episodes of one task from one seed, shifted against each other; what there are two of is in their order."""
+
+    number: int
+    policy: str
+    seed: int
+    task: str
+    shifts: dict[str, float]  # in the first episode: coefficient, or coefficient*progress -> shift
+    begins: dict[str, float]  # the first observation, by entry
+    area: list[float]  # percent, as all of these
+    final: list[float]
+    curves: list[list[float]]  # accuracy at CURVE
+
+
+def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned: dict[str, float]) -> Pair:
+    """Both episodes of a pair, whose signs its number and the seed decide."""
+    factors = {**turned, **{name + RISING: shift for name, shift in turned.items()}}
+    signs = np.random.default_rng([seed, number]).choice([-1, 1], len(factors))
+    shifts = {name: float(sign * shift) for sign, (name, shift) in zip(signs, factors.items(), strict=True)}
+    pair = Pair(number, policy, seed, name_of(task), shifts, {}, [], [], [])
+    for direction in (1.0, -1.0):
+        deciding = policy_by(policy, seed + number)
+        env = SampleSelectionEnv(base, tasks=[task], reward="area")
+        observation, _ = env.reset(seed=seed + number)
+        pair.begins = {entry.name: float(value) for entry, value in zip(ENTRIES, observation, strict=True)}
+        at, right = [0.0], [env.engine.accuracy(env.engine.student) or 0.0]
+        terminated = False
+        while not terminated:
+            action, _ = deciding.predict(observation, deterministic=True)
+            moved = action + direction * shift_at(shifts, float(observation[PROGRESS]))
+            observation, _, terminated, _, info = env.step(np.clip(moved, -1.0, 1.0).astype(np.float32))
+            at.append(info["statistics"]["progress"])
+            right.append(env.engine.accuracy(env.engine.student) or 0.0)
+        pair.area.append(area_under(at, right))
+        pair.final.append(right[-1])
+        pair.curves.append(np.interp(CURVE, at, right).tolist())
+    return pair
+
+
+def shift_at(shifts: dict[str, float], progress: float) -> np.ndarray:
+    """What they add to an action at that share of the budget: (coefficients,)."""
+    rise = 2.0 * progress - 1.0
+    return np.array([shifts.get(r.name, 0.0) + rise * shifts.get(r.name + RISING, 0.0) for r in RANGES])
+
+
+def effects(shifted: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares: (pairs, factors), half the differences (pairs,) -> effects, standard errors (factors,)."""
+    inverse = np.linalg.inv(shifted.T @ shifted)
+    found = inverse @ shifted.T @ halves
+    left = halves - shifted @ found
+    variance = left @ left / (len(halves) - shifted.shape[1])
+    return found, np.sqrt(variance * np.diag(inverse))
+
+
+def halves_of(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """Half the difference between a pair's first and second episode (pairs,), by measure."""
+    two_thirds = [[np.interp(2 / 3, CURVE, curve) for curve in pair.curves] for pair in pairs]
+    both = {"area": [p.area for p in pairs], "final": [p.final for p in pairs], "at two thirds": two_thirds}
+    return {name: (np.array(of)[:, 0] - np.array(of)[:, 1]) / 2.0 for name, of in both.items()}
+
+
+def show(pairs: Sequence[Pair]) -> None:
+    """A table: each shift, and what it is worth."""
+    factors = list(dict.fromkeys(name for pair in pairs for name in pair.shifts))
+    sizes = [max(abs(pair.shifts.get(name, 0.0)) for pair in pairs) for name in factors]
+    shifted = np.array([[pair.shifts.get(name, 0.0) for name in factors] for pair in pairs]) / sizes
+    if len(pairs) <= len(factors):
+        print(f"{len(pairs)} pairs are too few to tell of {len(factors)} shifts")
+        return
+    found = {name: effects(shifted, halves) for name, halves in halves_of(pairs).items()}
+    print(f"{len(pairs)} pairs on {len({pair.task for pair in pairs})} tasks")
+    print(f"| shifted | by | {' | '.join(found)} |")
+    print("| --- " * (len(found) + 2) + "|")
+    for place, (factor, size) in enumerate(zip(factors, sizes, strict=True)):
+        told = " | ".join(f"{effect[place]:+.2f} ({error[place]:.2f})" for effect, error in found.values())
+        print(f"| `{factor}` | {size:g} | {told} |")
+
+
+def read(file: Path, policy: str, seed: int) -> list[Pair]:
+    """The pairs that a file holds; a last line that was cut off does not count."""
+    if not file.is_file():
+        return []
+    try:
+        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+        pairs = [Pair(**json.loads(line)) for line in whole.splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--out: {file} is no file of pairs ({error}); name another.") from error
+    if any((pair.policy, pair.seed) != (policy, seed) for pair in pairs):
+        raise ConfigError(f"--out: {file} holds pairs of another policy or seed; name another.")
+    return pairs
+
+
+def turn(text: str) -> tuple[str, float]:
+    """COEFFICIENT=SHIFT."""
+    name, _, size = text.partition("=")
+    try:
+        shift = float(size)
+    except ValueError as error:
+        raise ConfigError(f"--turn: expected COEFFICIENT=SHIFT, got {text!r}.") from error
+    if name not in {r.name for r in RANGES} or not 0.0 < shift <= 1.0:
+        raise ConfigError(f"--turn: {text!r} needs the name of a coefficient, and a shift above 0 and at most 1.")
+    return name, shift
+
+
+def run(argv: Sequence[str] | None = None) -> list[Pair]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--policy", default="learned", help="learned, a fixed policy, coefficients or a policy's file")
+    parser.add_argument("--family", default="family", help="config of the tasks")
+    parser.add_argument("--teachers-root", help="folder of the family's teachers")
+    parser.add_argument("--longest", type=int, default=60, help="tasks of no more rounds than this")
+    parser.add_argument("--turn", nargs="+", metavar="COEFFICIENT=SHIFT", help="what to shift; without, nearly all")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of episodes")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first pair, and of what is drawn")
+    parser.add_argument("--processes", type=int, default=1, help="pairs played at once")
+    parser.add_argument("--out", required=True, help="file of one JSON line a pair; gone on with if it is there")
+    given = parser.parse_args(argv)
+    turned = dict(turn(text) for text in given.turn) if given.turn else SHIFTS
+    policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
+    family = family_from(given.family, given.teachers_root)
+    tasks = [task for task in training_tasks(family) if task.get("rounds", 0) <= given.longest]
+    if not tasks:
+        raise ConfigError(f"--longest: the family has no task of at most {given.longest} rounds.")
+    out = Path(given.out)
+    pairs = read(out, given.policy, given.first_seed)
+    drawn = np.random.default_rng(given.first_seed).integers(len(tasks), size=given.pairs)
+    missing = sorted(set(range(given.pairs)) - {pair.number for pair in pairs})
+    jobs: list[tuple[Any, ...]] = [
+        (number, given.policy, given.first_seed, family.base, tasks[drawn[number]], turned) for number in missing
+    ]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}.") from error
+    several = given.processes > 1 and len(jobs) > 1
+    with pool(given.processes) if several else nullcontext() as workers, out.open("a", encoding="utf-8") as file:
+        for pair in (workers.map if workers else map)(play_pair, *zip(*jobs, strict=True)) if jobs else ():
+            pairs.append(pair)
+            file.write(json.dumps(asdict(pair)) + "\n")
+            file.flush()
+    show(pairs)
+    return pairs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    torch.set_num_threads(1)
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Promises of the screening of coefficients: effects are found whatever else is shifted, and pairs are played once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.screen import effects, main, play_pair, shift_at
+from ssdkd.coefficients import RANGES
+
+TINY = """
+base: digits
+common:
+  rounds: 2
+  inversion: {images: 8, steps: 1, warmup: 1}
+  buffer: {capacity: 16, views: 1}
+  distillation: {batch: 8, steps: 2}
+  probe: {images: 8}
+tasks: [{}, {rounds: 3}]
+"""
+
+
+def place(name: str) -> int:
+    return [r.name for r in RANGES].index(name)
+
+
+def test_effects_are_told_apart_though_all_are_shifted_at_once() -> None:
+    random = np.random.default_rng(0)
+    signs = random.choice([-1.0, 1.0], (400, 5))
+    true = np.array([1.0, 0.0, -0.5, 0.0, 0.25])
+    found, errors = effects(signs, signs @ true + random.normal(size=400))
+    assert np.abs(found - true).max() < 0.2
+    assert errors == pytest.approx(np.full(5, 0.05), rel=0.2)
+
+
+def test_a_shift_is_steady_or_rises_with_progress() -> None:
+    shifts = {"effort": 0.25, "effort*progress": -0.1, "alpha*progress": 0.3}
+    for progress, effort, alpha in ((0.0, 0.35, -0.3), (0.5, 0.25, 0.0), (1.0, 0.15, 0.3)):
+        added = shift_at(shifts, progress)
+        assert added[place("effort")] == pytest.approx(effort)
+        assert added[place("alpha")] == pytest.approx(alpha)
+        assert np.count_nonzero(added) <= 2
+
+
+def test_the_same_pair_is_the_same_and_its_episodes_differ_by_the_shifts_alone() -> None:
+    task = yaml.safe_load(TINY)["common"]
+    pair, again = (play_pair(3, "ssdkd", 7, "digits", task, {"effort": 0.5}) for _ in range(2))
+    assert pair == again
+    assert pair.shifts.keys() == {"effort", "effort*progress"}
+    first, second = pair.curves
+    assert first[0] == second[0]  # the same student from the same start
+    assert first != second
+    none = play_pair(3, "ssdkd", 7, "digits", task, {})
+    assert none.curves[0] == none.curves[1]
+
+
+def test_pairs_that_were_played_are_not_played_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
+    family.write_text(TINY)
+    asked = ["--family", str(family), "--policy", "ssdkd", "--turn", "effort=0.5", "--out", str(out)]
+    assert main([*asked, "--pairs", "2"]) == 0
+    assert "2 pairs are too few" in capsys.readouterr().out
+    first = out.read_text()
+    out.write_text(first + '{"number": 2, "cut')
+    assert main([*asked, "--pairs", "4"]) == 0
+    told = capsys.readouterr().out
+    assert out.read_text().startswith(first)
+    assert [json.loads(line)["number"] for line in out.read_text().splitlines()] == [0, 1, 2, 3]
+    for shift in ("effort", "effort*progress"):
+        assert f"| `{shift}` | 0.5 |" in told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--turn", "effor=0.5"], "--turn"),
+        (["--turn", "effort"], "--turn"),
+        (["--turn", "effort=2"], "--turn"),
+        (["--longest", "0"], "--longest"),
+        (["--policy", "nobody.safetensors"], "nobody.safetensors"),
+        (["--first-seed", "1"], "another policy or seed"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    wrong: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
+    family.write_text(TINY)
+    line = {"number": 0, "policy": "ssdkd", "seed": 0, "task": "", "shifts": {}, "begins": {}}
+    out.write_text(json.dumps({**line, "area": [], "final": [], "curves": []}) + "\n")
+    assert main(["--family", str(family), "--policy", "ssdkd", "--out", str(out), *wrong]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert told in error
