@@ -36,19 +36,16 @@ from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, run_command
 
-SHIFTS = {  # of places in the range: wide, as a slight one tells nothing; `batch` is but halved or doubled
+SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "w_div": 0.4,
-    "gamma": 0.25,
-    "refresh": 0.4,
     "wear": 0.3,
     "alpha": 0.3,
-    "beta": 0.5,
     "eta": 0.35,
     "adversarial": 0.4,
     "effort": 0.25,
     "anneal": 0.4,
     "textures": 0.35,
-}
+}  # not `batch`, which is but halved or doubled; nor `gamma` and `beta`, which lose either way, and `eta` with them
 RISING = "*progress"
 CURVE = np.linspace(0.0, 1.0, 31)  # of the compute
 
