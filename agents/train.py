@@ -96,6 +96,11 @@ class TrainConfig:
     def acted(self) -> list[str]:
         return self.act or [r.name for r in RANGES]
 
+    def told(self) -> dict[str, Any]:
+        """What a policy's file says of its training: all of this but where files lay on one machine."""
+        begin = Path(self.begin).name if self.begin else None
+        return {k: v for k, v in asdict(self).items() if k not in ("teachers_root", "out")} | {"begin": begin}
+
     def beginning(self) -> LearnedPolicy | None:
         """The policy to begin with, if there is one; it must be of the make that is trained."""
         if self.begin is None:
@@ -158,7 +163,7 @@ class Training:
             reward=self.config.reward,
             reward_scale=float(np.sqrt(self.vector.ret_rms.var + 1e-8)) if scaled else 1.0,
             arguments=dict(self.config.arguments),
-            training={"steps": self.model.num_timesteps, "config": asdict(self.config)},
+            training={"steps": self.model.num_timesteps, "config": self.config.told()},
         )
         if not scaled:
             return policy_of(self.model, described)

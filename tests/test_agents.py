@@ -371,7 +371,7 @@ def test_the_policy_that_ships_lets_the_learning_rate_fall_further_in_longer_run
 
 def test_the_policy_that_ships_lets_worn_images_go_the_more_readily_the_longer_the_run() -> None:
     found = [shipped_in_a_run_of(steps).wear for steps in (240, 1000, 16_000)]
-    assert found == pytest.approx([0.27, 0.48, 0.88], abs=0.02)
+    assert found == pytest.approx([0.32, 0.53, 0.93], abs=0.02)  # at its start
 
 
 def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
@@ -449,6 +449,7 @@ def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_pat
     folder = only_run(tmp_path)
     policy = load_policy(folder / "policy.safetensors", trust=":" in algorithm)
     assert policy.description.training["steps"] >= 32
+    assert str(tmp_path) not in str(policy.description), "where its files lay is nobody's business"
     assert not np.allclose(policy.mean, 0), "observations were normalised by their statistics"
     shown = EventAccumulator(str(folder), {"histograms": 0}).Reload()
     patterns = {tag: re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(tag.name))) for tag in curves.TAGS}
