@@ -9,7 +9,8 @@ in the course of it (`effort*progress`: from -1 times the shift at the start to 
 all of that is taken the other way round. So each pair tells of every shift, and the tasks, which differ far more than
 policies do, cancel. Printed is by how much each shift alone changes the area under accuracy over compute, the last
 accuracy and the accuracy at two thirds of the compute, in points, with standard errors: least squares over all pairs.
-What is lost, or gained, on both sides alike does not show.
+What is lost, or gained, on both sides alike does not show. With `--by making_share` (any entry of the observation), so
+is what a steady shift is worth more where that entry was one standard deviation higher at the start.
 
 A file that is there already is gone on with: pairs that it holds are not played again.
 """
@@ -112,21 +113,35 @@ def halves_of(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     return {name: (np.array(of)[:, 0] - np.array(of)[:, 1]) / 2.0 for name, of in both.items()}
 
 
-def show(pairs: Sequence[Pair]) -> None:
+def columns(pairs: Sequence[Pair], by: str | None) -> dict[str, np.ndarray]:
+    """What is told apart: name -> (pairs,), in units of the shift, or of the shift and of a deviation of entry `by`."""
+    found: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair.shifts):
+        shifts = np.array([pair.shifts.get(name, 0.0) for pair in pairs])
+        size = np.abs(shifts).max()
+        found[f"`{name}` | {size:g}"] = shifts / size
+    if by is not None:
+        seen = np.array([pair.begins[by] for pair in pairs])
+        apart = (seen - seen.mean()) / max(seen.std(), 1e-9)
+        steady = {name: signs for name, signs in found.items() if RISING not in name}
+        found |= {f"{name}, `{by}` {seen.std():.3f} higher": signs * apart for name, signs in steady.items()}
+    return found
+
+
+def show(pairs: Sequence[Pair], by: str | None = None) -> None:
     """A table: each shift, and what it is worth."""
-    factors = list(dict.fromkeys(name for pair in pairs for name in pair.shifts))
-    sizes = [max(abs(pair.shifts.get(name, 0.0)) for pair in pairs) for name in factors]
-    shifted = np.array([[pair.shifts.get(name, 0.0) for name in factors] for pair in pairs]) / sizes
-    if len(pairs) <= len(factors):
-        print(f"{len(pairs)} pairs are too few to tell of {len(factors)} shifts")
+    told_apart = columns(pairs, by)
+    if len(pairs) <= len(told_apart):
+        print(f"{len(pairs)} pairs are too few to tell of {len(told_apart)} effects")
         return
+    shifted = np.stack(list(told_apart.values()), axis=1)
     found = {name: effects(shifted, halves) for name, halves in halves_of(pairs).items()}
     print(f"{len(pairs)} pairs on {len({pair.task for pair in pairs})} tasks")
     print(f"| shifted | by | {' | '.join(found)} |")
     print("| --- " * (len(found) + 2) + "|")
-    for place, (factor, size) in enumerate(zip(factors, sizes, strict=True)):
+    for place, name in enumerate(told_apart):
         told = " | ".join(f"{effect[place]:+.2f} ({error[place]:.2f})" for effect, error in found.values())
-        print(f"| `{factor}` | {size:g} | {told} |")
+        print(f"| {name} | {told} |")
 
 
 def read(file: Path, policy: str, seed: int) -> list[Pair]:
@@ -162,11 +177,16 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     parser.add_argument("--teachers-root", help="folder of the family's teachers")
     parser.add_argument("--longest", type=int, default=60, help="tasks of no more rounds than this")
     parser.add_argument("--turn", nargs="+", metavar="COEFFICIENT=SHIFT", help="what to shift; without, nearly all")
+    parser.add_argument(
+        "--by", metavar="ENTRY", help="tell too what a steady shift is worth where this entry is higher"
+    )
     parser.add_argument("--pairs", type=int, default=100, help="pairs of episodes")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first pair, and of what is drawn")
     parser.add_argument("--processes", type=int, default=1, help="pairs played at once")
     parser.add_argument("--out", required=True, help="file of one JSON line a pair; gone on with if it is there")
     given = parser.parse_args(argv)
+    if given.by is not None and given.by not in {entry.name for entry in ENTRIES}:
+        raise ConfigError(f"--by: {given.by!r} is no entry of the observation.")
     turned = dict(turn(text) for text in given.turn) if given.turn else SHIFTS
     policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
     family = family_from(given.family, given.teachers_root)
@@ -191,7 +211,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
             pairs.append(pair)
             file.write(json.dumps(asdict(pair)) + "\n")
             file.flush()
-    show(pairs)
+    show(pairs, given.by)
     return pairs
 
 

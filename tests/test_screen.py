@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.screen import effects, main, play_pair, shift_at
+from benchmarks.screen import Pair, columns, effects, halves_of, main, play_pair, shift_at
 from ssdkd.coefficients import RANGES
 
 TINY = """
@@ -74,12 +74,28 @@ def test_pairs_that_were_played_are_not_played_again(tmp_path: Path, capsys: pyt
         assert f"| `{shift}` | 0.5 |" in told
 
 
+def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
+    random = np.random.default_rng(0)
+    pairs = []
+    for number in range(200):
+        sign, seen = float(random.choice([-1.0, 1.0])), float(random.normal(3.0, 0.5))
+        half = sign * (1.0 + 2.0 * (seen - 3.0) / 0.5)
+        shifts, begins = {"effort": 0.25 * sign}, {"budget": seen}
+        pairs.append(Pair(number, "", 0, "", shifts, begins, [half, -half], [0.0, 0.0], [[0.0] * 31] * 2))
+    shifted = columns(pairs, "budget")
+    found, _ = effects(np.stack(list(shifted.values()), axis=1), halves_of(pairs)["area"])
+    spread = np.std([pair.begins["budget"] for pair in pairs])
+    assert list(shifted) == ["`effort` | 0.25", f"`effort` | 0.25, `budget` {spread:.3f} higher"]
+    assert found == pytest.approx([1.0, 2.0], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         (["--turn", "effor=0.5"], "--turn"),
         (["--turn", "effort"], "--turn"),
         (["--turn", "effort=2"], "--turn"),
+        (["--by", "budge"], "--by"),
         (["--longest", "0"], "--longest"),
         (["--policy", "nobody.safetensors"], "nobody.safetensors"),
         (["--first-seed", "1"], "another policy or seed"),
