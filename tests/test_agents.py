@@ -356,6 +356,10 @@ def test_the_policy_that_ships_halves_batches_of_plain_networks_whose_steps_are_
     assert round(math.log2(Coefficients.from_unit(action).batch)) == doublings
 
 
+def test_the_policy_that_ships_does_not_say_where_files_lay_when_it_was_trained() -> None:
+    assert "/" not in json.dumps(load_policy().description.training)
+
+
 def shipped_in_a_run_of(steps: float) -> Coefficients:
     names = [entry.name for entry in ENTRIES]
     seen = np.zeros(len(names), dtype=np.float32)
@@ -371,7 +375,7 @@ def test_the_policy_that_ships_lets_the_learning_rate_fall_further_in_longer_run
 
 def test_the_policy_that_ships_lets_worn_images_go_the_more_readily_the_longer_the_run() -> None:
     found = [shipped_in_a_run_of(steps).wear for steps in (240, 1000, 16_000)]
-    assert found == pytest.approx([0.32, 0.53, 0.93], abs=0.02)  # at its start
+    assert found == pytest.approx([0.27, 0.48, 0.88], abs=0.02)
 
 
 def test_the_shipped_family_is_whole(tmp_path: Path) -> None:
