@@ -19,7 +19,7 @@ interquartile means over seeds, with the 95 % interval of a percentile bootstrap
 | final | accuracy of the student handed out, in percent |
 | area | mean accuracy over the budget: early and high |
 | final_in_time, area_in_time | the same over seconds of work, up to where the fastest run of that seed ended |
-| area_over_ssdkd | its area less that of ssdkd from the same seed |
+| area_over_ssdkd | its area less that of ssdkd from the same seed; without ssdkd, area_over_learned likewise |
 | reaches_ssdkd | share of the budget at which its interquartile mean first comes to ssdkd's final one, or never |
 | rank_correlation | Spearman, within a run, of accuracy and -log KL on the probe; median over the runs |
 
@@ -275,12 +275,13 @@ def figures_of(runs: dict[str, Outcome]) -> Figures:
 
 
 def estimates(of_seeds: Sequence[Figures]) -> dict[str, Any]:
-    """The middle of each policy's figures over the seeds, and of what its area is above ssdkd's."""
+    """The middle of each policy's figures over the seeds, and of what its area is above ssdkd's, or else learned's."""
     found: dict[str, Any] = {}
+    other = next((p for p in ("ssdkd", "learned") if p in of_seeds[0]), None)
     for p in of_seeds[0]:
         found[p] = {name: asdict(estimate([f[p][name] for f in of_seeds])) for name in of_seeds[0][p]}
-        if "ssdkd" in of_seeds[0]:
-            found[p]["area_over_ssdkd"] = asdict(estimate([f[p]["area"] - f["ssdkd"]["area"] for f in of_seeds]))
+        if other is not None:
+            found[p][f"area_over_{other}"] = asdict(estimate([f[p]["area"] - f[other]["area"] for f in of_seeds]))
     return found
 
 
@@ -552,7 +553,10 @@ def shown(value: Any, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
-COLUMNS = ("final", "area", "area_over_ssdkd", "final_in_time", "area_in_time", "reaches_ssdkd", "rank_correlation")
+COLUMNS = (
+    *("final", "area", "area_over_ssdkd", "area_over_learned"),
+    *("final_in_time", "area_in_time", "reaches_ssdkd", "rank_correlation"),
+)
 
 
 def as_table(task: str, compared: dict[str, Any]) -> str:

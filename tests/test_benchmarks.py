@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import selection, units
-from benchmarks.selection import Outcome, area_until, compare, estimate, first_reached, rank_correlation
+from benchmarks.selection import Outcome, area_until, as_table, compare, estimate, first_reached, rank_correlation
 from envs.spaces import ENTRIES
 from ssdkd import costs
 from ssdkd.coefficients import RANGES
@@ -125,6 +125,14 @@ def test_policies_are_compared_at_equal_compute_and_at_equal_time() -> None:
     assert ours["rank_correlation"] == pytest.approx(1.0)
 
 
+def test_without_ssdkd_policies_are_compared_with_learned() -> None:
+    runs = [outcome("learned", seed, [0.0, 40.0 + seed, 60.0 + seed]) for seed in range(4)]
+    runs += [outcome("without_effort", seed, [0.0, 30.0 + seed, 60.0 + seed]) for seed in range(4)]
+    found = compare(runs)
+    assert found["policies"]["without_effort"]["area_over_learned"]["values"] == pytest.approx([-5.0] * 4)
+    assert "area_over_learned" in as_table("digits", found)
+
+
 def test_a_policy_may_never_reach_what_ssdkd_reaches() -> None:
     runs = [outcome("ssdkd", seed, [0.0, 50.0 + seed]) for seed in range(3)]
     runs += [outcome("slow", seed, [0.0, 20.0]) for seed in range(3)]
@@ -177,7 +185,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
     assert list(figures) == ["uniform", "random", "ssdkd", "late"]
     for name, told in figures.items():
         assert f"| {name} |" in said
-        assert set(selection.COLUMNS) <= set(told)
+        assert set(selection.COLUMNS) - {"area_over_learned"} <= set(told)
         assert 0 <= told["area"]["low"] <= told["area"]["value"] <= told["area"]["high"] <= 100
     with Image.open(out / "selection.png") as picture:
         picture.verify()
