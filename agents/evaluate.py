@@ -218,15 +218,26 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
         raise ConfigError("policies: name at least one.")
     for name in names:
         policy_by(name, 0, given.trust)  # a file that cannot be used is noticed before the first episode
+    if config.out is not None:
+        write(Path(config.out))  # what cannot be written is noticed before the first episode
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     episodes = evaluate(names, config.base, tasks, seeds, config.processes, config.accuracy_every, given.trust)
-    if config.out is not None:
-        try:
-            atomic_write_text(Path(config.out), "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
-        except OSError as error:
-            raise ConfigError(f"out: {config.out} cannot be written: {error.strerror or error}.") from error
     show(episodes)
+    if config.out is not None:
+        write(Path(config.out), "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
     return episodes
+
+
+def write(file: Path, text: str | None = None) -> None:
+    """Put `text` into `file`, its folder made if need be; without one, see whether it could be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            file.open("a").close()
+        else:
+            atomic_write_text(file, text)
+    except OSError as error:
+        raise ConfigError(f"out: {file} cannot be written: {error.strerror or error}.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -98,8 +98,8 @@ class TrainConfig:
 
     def told(self) -> dict[str, Any]:
         """What a policy's file says of its training: all of this but where files lay on one machine."""
-        begin = Path(self.begin).name if self.begin else None
-        return {k: v for k, v in asdict(self).items() if k not in ("teachers_root", "out")} | {"begin": begin}
+        files = {"family": Path(self.family).name, "begin": Path(self.begin).name if self.begin else None}
+        return {k: v for k, v in asdict(self).items() if k not in ("teachers_root", "out")} | files
 
     def beginning(self) -> LearnedPolicy | None:
         """The policy to begin with, if there is one; it must be of the make that is trained."""

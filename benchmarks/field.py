@@ -159,14 +159,15 @@ def train_teacher(size: Size, file: Path, data_root: str | None, device: str) ->
 def play(folder: Path, settings: Settings, deadline: float) -> bool:
     """Begin a run, or go on with it, until it is finished or the time is up: -> whether it is finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    begun = run_in(folder)
+    begun, job, asked = run_in(folder), folder / "job.yaml", yaml.safe_dump(settings, sort_keys=False)
+    if begun is not None and job.read_text(encoding="utf-8") != asked:
+        raise ConfigError(f"{folder} is a run with other settings: choose another --out, or remove that folder.")
     if begun is not None and (begun / SUMMARY).is_file():
         return True
     if time.monotonic() > deadline:
         return False
     if begun is None:
-        job = folder / "job.yaml"
-        atomic_write_text(job, yaml.safe_dump(settings, sort_keys=False))
+        atomic_write_text(job, asked)
         words = ["--config", str(job), "--out", str(folder), "--quiet"]
     else:
         words = ["--resume", str(begun), "--quiet"]
@@ -186,16 +187,25 @@ def called(module: str, words: Sequence[str], deadline: float = float("inf")) ->
         process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it finishes its round and saves
-        process.wait(GRACE)
+        end(process)
         return False
     except KeyboardInterrupt:
-        process.wait(GRACE)
+        end(process)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     if process.returncode != 0:
         raise SsdkdError(f"python -m {module} ended with code {process.returncode}; its message stands above.")
     return True
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a command that was asked to stop; one in too long a round is killed, and goes on from its checkpoint."""
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def run_in(folder: Path) -> Path | None:
@@ -308,7 +318,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     over |= {"threads": given.threads, "data_root": given.data_root, "compile": given.compile}
     weights = given.teacher
     if weights is None and size.teacher_training:
-        own = out / "teacher.safetensors"
+        own = out / f"teacher-{given.size}.safetensors"
         if not own.is_file():
             train_teacher(size, own, given.data_root, given.device)
         weights = str(own)

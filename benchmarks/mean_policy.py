@@ -116,9 +116,12 @@ def by_hand(policy: LearnedPolicy, given: Rules, added: bool = False) -> Learned
     weights, biases = linear(policy)
     entries, set_before = policy.description.observations, policy.description.actions
     names = [r.name for r in RANGES if r.name in {*set_before, *given}]
-    useless = sorted({*given, *(e for of in given.values() for e in of if e)} - {*names, *entries})
-    if useless:
-        raise ConfigError(f"{option}: {useless[0]} is neither a coefficient nor an entry that the policy reads.")
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(f"{option}: {unknown[0]} is no coefficient.")
+    unread = sorted({entry for terms in given.values() for entry in terms} - {"", *entries})
+    if unread:
+        raise ConfigError(f"{option}: {unread[0]} is no entry that the policy reads; --also has it read one.")
     neutral = dict(zip((r.name for r in RANGES), Coefficients().to_unit(), strict=True))
     all_weights, all_biases = np.zeros((len(names), len(entries))), np.array([neutral[name] for name in names])
     kept = [names.index(name) for name in set_before]
@@ -223,11 +226,11 @@ def main() -> int:
             policy = by_hand(policy, dict(rule(text) for text in given.by_hand))
         if given.add:
             policy = by_hand(policy, dict(rule(text) for text in given.add), added=True)
+        if given.out:
+            policy.save(given.out)
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.out:
-        policy.save(given.out)
     print(told(policy))
     return 0
 

@@ -22,7 +22,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.distiller import make_optimizer
 from ssdkd.engine import Engine
+from ssdkd.errors import run_command
 from ssdkd.models import create_model
 
 ENDLESS = 10**6  # rounds: no task ends while it is timed
@@ -348,7 +349,7 @@ def show_replay(row: dict[str, Any], student_step: float | None) -> None:
     )
 
 
-def main() -> int:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A round of the engine against its floor.", allow_abbrev=False)
     parser.add_argument("--tasks", default=",".join(TASKS), help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
@@ -363,7 +364,7 @@ def main() -> int:
     parser.add_argument("--replay-steps", type=int, default=20, help="batches for which P is computed once")
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
     parser.add_argument("--json", help="file to write")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     device, processor = choose_device(given.device), given.clock == "processor"
     torch.set_num_threads(given.threads)
     if device.type == "cpu":
@@ -395,7 +396,10 @@ def main() -> int:
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump({"rounds": rounds, "replay": replays, "machine": machine}, file, indent=2)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from agents.evaluate import area_under, policy_by
+from agents.policies import LearnedPolicy
 from agents.processes import pool
 from agents.tasks import Task, family_from, name_of, training_tasks
 from envs import SampleSelectionEnv
@@ -56,7 +57,7 @@ class Pair:
     """Two episodes of one task from one seed, shifted against each other; what there are two of is in their order."""
 
     number: int
-    policy: str
+    policy: str  # its name, or its digest where it was learned
     seed: int
     task: str
     shifts: dict[str, float]  # in the first episode: coefficient, or coefficient*progress -> shift
@@ -66,9 +67,14 @@ class Pair:
     curves: list[list[float]]  # accuracy at CURVE
 
 
+def factors_of(turned: dict[str, float]) -> dict[str, float]:
+    """All that is shifted: each of these throughout, and each with progress."""
+    return {**turned, **{name + RISING: shift for name, shift in turned.items()}}
+
+
 def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned: dict[str, float]) -> Pair:
     """Both episodes of a pair, whose signs its number and the seed decide."""
-    factors = {**turned, **{name + RISING: shift for name, shift in turned.items()}}
+    factors = factors_of(turned)
     signs = np.random.default_rng([seed, number]).choice([-1, 1], len(factors))
     shifts = {name: float(sign * shift) for sign, (name, shift) in zip(signs, factors.items(), strict=True)}
     pair = Pair(number, policy, seed, name_of(task), shifts, {}, [], [], [])
@@ -77,18 +83,26 @@ def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned
         env = SampleSelectionEnv(base, tasks=[task], reward="area")
         observation, _ = env.reset(seed=seed + number)
         pair.begins = {entry.name: float(value) for entry, value in zip(ENTRIES, observation, strict=True)}
-        at, right = [0.0], [env.engine.accuracy(env.engine.student) or 0.0]
+        at, right = [0.0], [accuracy_in(env)]
         terminated = False
         while not terminated:
             action, _ = deciding.predict(observation, deterministic=True)
             moved = action + direction * shift_at(shifts, float(observation[PROGRESS]))
             observation, _, terminated, _, info = env.step(np.clip(moved, -1.0, 1.0).astype(np.float32))
             at.append(info["statistics"]["progress"])
-            right.append(env.engine.accuracy(env.engine.student) or 0.0)
+            right.append(accuracy_in(env))
         pair.area.append(area_under(at, right))
         pair.final.append(right[-1])
         pair.curves.append(np.interp(CURVE, at, right).tolist())
     return pair
+
+
+def accuracy_in(env: SampleSelectionEnv) -> float:
+    """Of the student by now, in percent."""
+    accuracy = env.engine.accuracy(env.engine.student)
+    if accuracy is None:
+        raise ConfigError("a task of the family has no evaluation set, by which shifts are judged: give it one.")
+    return accuracy
 
 
 def shift_at(shifts: dict[str, float], progress: float) -> np.ndarray:
@@ -122,7 +136,9 @@ def columns(pairs: Sequence[Pair], by: str | None) -> dict[str, np.ndarray]:
         found[f"`{name}` | {size:g}"] = shifts / size
     if by is not None:
         seen = np.array([pair.begins[by] for pair in pairs])
-        apart = (seen - seen.mean()) / max(seen.std(), 1e-9)
+        if seen.std() == 0:
+            raise ConfigError(f"--by: {by} is {seen[0]:g} at the start of every episode; name an entry that differs.")
+        apart = (seen - seen.mean()) / seen.std()
         steady = {name: signs for name, signs in found.items() if RISING not in name}
         found |= {f"{name}, `{by}` {seen.std():.3f} higher": signs * apart for name, signs in steady.items()}
     return found
@@ -144,18 +160,15 @@ def show(pairs: Sequence[Pair], by: str | None = None) -> None:
         print(f"| {name} | {told} |")
 
 
-def read(file: Path, policy: str, seed: int) -> list[Pair]:
+def read(file: Path) -> list[Pair]:
     """The pairs that a file holds; a last line that was cut off does not count."""
     if not file.is_file():
         return []
     try:
         whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-        pairs = [Pair(**json.loads(line)) for line in whole.splitlines()]
+        return [Pair(**json.loads(line)) for line in whole.splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"--out: {file} is no file of pairs ({error}); name another.") from error
-    if any((pair.policy, pair.seed) != (policy, seed) for pair in pairs):
-        raise ConfigError(f"--out: {file} holds pairs of another policy or seed; name another.")
-    return pairs
 
 
 def turn(text: str) -> tuple[str, float]:
@@ -188,14 +201,22 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     if given.by is not None and given.by not in {entry.name for entry in ENTRIES}:
         raise ConfigError(f"--by: {given.by!r} is no entry of the observation.")
     turned = dict(turn(text) for text in given.turn) if given.turn else SHIFTS
-    policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
+    if given.pairs < 1 or given.first_seed < 0:
+        raise ConfigError("--pairs must be at least 1 and --first-seed at least 0.")
+    policy = policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
+    mark = policy.fingerprint() if isinstance(policy, LearnedPolicy) else given.policy
     family = family_from(given.family, given.teachers_root)
     tasks = [task for task in training_tasks(family) if task.get("rounds", 0) <= given.longest]
     if not tasks:
         raise ConfigError(f"--longest: the family has no task of at most {given.longest} rounds.")
     out = Path(given.out)
-    pairs = read(out, given.policy, given.first_seed)
+    pairs = read(out)
     drawn = np.random.default_rng(given.first_seed).integers(len(tasks), size=given.pairs)
+    shifts = factors_of(turned)
+    for pair in (pair for pair in pairs if pair.number < given.pairs):
+        asked = (mark, given.first_seed, name_of(tasks[drawn[pair.number]]), shifts)
+        if (pair.policy, pair.seed, pair.task, {name: abs(shift) for name, shift in pair.shifts.items()}) != asked:
+            raise ConfigError(f"--out: {out} holds pairs of another policy, seed, family or shift; name another.")
     missing = sorted(set(range(given.pairs)) - {pair.number for pair in pairs})
     jobs: list[tuple[Any, ...]] = [
         (number, given.policy, given.first_seed, family.base, tasks[drawn[number]], turned) for number in missing
@@ -208,6 +229,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     several = given.processes > 1 and len(jobs) > 1
     with pool(given.processes) if several else nullcontext() as workers, out.open("a", encoding="utf-8") as file:
         for pair in (workers.map if workers else map)(play_pair, *zip(*jobs, strict=True)) if jobs else ():
+            pair.policy = mark
             pairs.append(pair)
             file.write(json.dumps(asdict(pair)) + "\n")
             file.flush()

@@ -35,6 +35,7 @@ import math
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
@@ -454,23 +455,26 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
     own: dict[str, Any] = {}
     if task.startswith(HELD_OUT):
         family = family_from("family", given.teachers_root)
-        layer = merged(read_yaml(family.base)[0], every_round, held_out_tasks(family)[int(task[len(HELD_OUT) :]) - 1])
+        known = {f"{HELD_OUT}{n + 1}": each for n, each in enumerate(held_out_tasks(family))}
+        if task not in known:
+            raise ConfigError(f"--tasks: {task!r} is none of {', '.join(known)}.")
+        layer = merged(read_yaml(family.base)[0], every_round, known[task])
     else:
         job = task.split("-")[0] if task in TASKS else task
         layer = merged(read_yaml(job)[0], every_round, TASKS.get(task, {}))
     if task != "digits" and not task.startswith(HELD_OUT):  # whose teachers and images are known
         own = {"data_root": given.data_root} if given.data_root else {}
         own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
-    path = Path(given.out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(task).stem)}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, yaml.safe_dump(merged(layer, own), sort_keys=False))
-    config, _ = parse_command_line(
-        RunConfig,
-        ["--config", str(path), *options],
-        prog="python -m benchmarks.selection",
-        description="",
-        exclusive=("rounds", "minutes"),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(task).stem)}.yaml"
+        path.write_text(yaml.safe_dump(merged(layer, own), sort_keys=False), encoding="utf-8")
+        config, _ = parse_command_line(
+            RunConfig,
+            ["--config", str(path), *options],
+            prog="python -m benchmarks.selection",
+            description="",
+            exclusive=("rounds", "minutes"),
+        )
     if config.minutes is not None:
         raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
     if config.teacher.checkpoint is None:
@@ -517,11 +521,17 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
             del rules["learned"]
         else:
             digest = load_policy(given.policy_file).fingerprint()
+    if given.ablate and "learned" not in given.policies:
+        raise ConfigError("--ablate takes the learned policy apart: name learned among --policies.")
     if given.ablate and digest:
         read = load_policy(given.policy_file).description.actions
         rules |= {f"without_{name}": WITHOUT + name for name in (*read, "feedback")}
-    jobs = []
-    for task in named_tasks(given.tasks, given.teachers_root):
+    jobs: list[Job] = []
+    tasks = named_tasks(given.tasks, given.teachers_root)
+    labels = [task if task in TASKS else Path(task).stem for task in tasks]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--tasks: two of {', '.join(tasks)} have one name, by which results are told apart.")
+    for label, task in zip(labels, tasks, strict=True):
         shared = task_config(task, given, options)
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for name, rule in rules.items():
@@ -529,7 +539,6 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
                 config.seed, config.policy = seed, name
                 learned = rule == "learned" or rule.startswith(WITHOUT)
                 config.policy_file = given.policy_file if learned else None
-                label = task if task in TASKS else Path(task).stem
                 jobs.append(Job(label, name, seed, rule, digest if learned else "", config))
     return jobs, left_out
 

@@ -22,11 +22,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.round import CLOCK, TASKS, Clock, fill, prepare
+from ssdkd.buffer import ReplayBuffer
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.distiller import Replayed
+from ssdkd.engine import Engine
 from ssdkd.errors import run_command
 from ssdkd.run import run
 from ssdkd.tracking import Display
@@ -72,18 +76,33 @@ def compare_accuracy(
         for row in rows:
             config = build(RunConfig, [read_yaml(task), (over, "the command line")])
             config.rounds, config.seed = max(1, round(share * (config.rounds or 1))), seed
+            config.policy = "ssdkd"  # which takes as many steps a round whatever the views cost
             config.buffer.views, config.tracking.evaluate_every = row["views"], 0
             engine = build_engine(config)
+            taken = count_steps(engine)
             test, engine.evaluation = engine.evaluation, None  # measured once, at the end, and the teacher not at all
             run(config, engine, None, Display(quiet=True), remember=False)
             engine.evaluation = test
-            row |= {"rounds": config.rounds, "student_steps": config.rounds * config.distillation.steps}
+            row |= {"rounds": engine.round, "student_steps": sum(taken)}
             row["accuracy"].append(engine.accuracy(engine.student))
             row["seconds"].append(engine.seconds)
             print(f"    seed {seed}, views {row['views']}: {row['accuracy'][-1]:.2f} %", flush=True)
     for row in rows:
         row |= {"mean": statistics.mean(row["accuracy"])}
     return rows
+
+
+def count_steps(engine: Engine) -> list[int]:
+    """A list that gets the student steps of every round that the engine plays from now on."""
+    taken: list[int] = []
+    replay = engine.distiller.replay
+
+    def counted(buffer: ReplayBuffer, rows: Tensor, *others: Any) -> Replayed:
+        taken.append(len(rows))
+        return replay(buffer, rows, *others)
+
+    engine.distiller.replay = counted  # type: ignore[method-assign]
+    return taken
 
 
 def show_steps(rows: list[dict[str, Any]]) -> None:
@@ -123,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
-    options = {"device": given.device, "precision": given.precision, "compile": given.compile}
-    told: dict[str, Any] = {"task": given.task, "threads": given.threads, "clock": given.clock, **options}
+    options = {"device": given.device, "precision": given.precision, "compile": given.compile, "threads": given.threads}
+    told: dict[str, Any] = {"task": given.task, "clock": given.clock, **options}
     told |= {"steps": [], "accuracy": []}
     if timed:
         processor = given.clock == "processor"
@@ -134,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no accuracy without --teacher and --data-root")
         compared = []
     if compared:
-        over: dict[str, Any] = {"threads": given.threads, "data_root": given.data_root, **options}
+        over: dict[str, Any] = {"data_root": given.data_root, **options}
         if given.teacher:
             over["teacher"] = {"checkpoint": given.teacher}
         told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)

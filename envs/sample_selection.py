@@ -208,7 +208,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             self._loop = self.engine.loop()
             self.memory = Memory(task=task_facts(self.engine))
             self.memory.recent.append(self._measured(next(self._loop)))
-        return observe(self.memory), {**self._info(), "task": self._task}
+        self._show()
+        return observe(self.memory), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._loop is None:
@@ -225,6 +226,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         terminated = self.engine.finished or ruined
         if terminated:
             self._loop = None
+        self._show()
         return observe(self.memory), reward, terminated, False, self._info()
 
     def resume(self, state: dict[str, Any]) -> np.ndarray:
@@ -271,6 +273,11 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             return as_picture(self.engine, self.memory)
         return None
 
+    def _show(self) -> None:
+        """What there is to see after a step, by `render_mode="human"`, which does not wait to be asked."""
+        if self.render_mode == "human":
+            self.render()
+
     def _build(self, task: dict[str, Any] | None) -> Engine:
         """The engine of an episode; all that is random about it is drawn from `np_random`."""
         self._task = -1 if task is not None else int(self.np_random.integers(len(self._tasks)))
@@ -297,7 +304,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             engine.warm_up()
             state = {name: value for name, value in engine.state_dict().items() if name in _WARMED}
             terms = {name: value.detach() for name, value in engine._term_values.items()}
-            self._warmed[key] = copy.deepcopy({**state, "newest": engine.newest, "terms": terms})
+            also = {"newest": engine.newest, "terms": terms, "asked_for": engine._asked_for}
+            self._warmed[key] = copy.deepcopy({**state, **also})
             return
         state = copy.deepcopy(self._warmed[key])
         engine.inverter.load_state_dict(state["inverter"])
@@ -305,7 +313,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine.probe, engine.probe_logits = state["probe"], state["probe_logits"]
         engine.synthesized, engine.seconds = state["synthesized"], state["seconds"]
         engine.phase_seconds |= state["phase_seconds"]
-        engine.newest, engine._term_values = state["newest"], state["terms"]
+        engine.newest, engine._term_values, engine._asked_for = (state[n] for n in ("newest", "terms", "asked_for"))
         engine.begin()
 
     def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:
@@ -343,7 +351,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         statistics = dict(self.memory.now)
         if self._given is None:
             statistics.pop("seconds")  # the one fact that no seed repeats
-        return {"statistics": statistics, "coefficients": self.memory.coefficients.as_dict()}
+        return {"statistics": statistics, "coefficients": self.memory.coefficients.as_dict(), "task": self._task}
 
 
 def _as_layer(config: str | dict[str, Any] | RunConfig) -> tuple[dict[str, Any], str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
-from ssdkd.devices import choose_device, keep_freed_memory
+from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.models import create_model, load_weights
@@ -41,8 +41,10 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
             torch.manual_seed(config.seed)
             student = build_student(config, spec)
     for network, role in ((teacher, "teacher"), (student, "student")):
-        _require_fit(network, role, spec)
+        _require_fit(network, role, spec, layout_for(config.layout))
     _require_finite(teacher)
+    if not any(p.requires_grad for p in student.parameters()):
+        raise ConfigError("the student has no weights that could learn (none of them requires_grad).")
     torch.manual_seed(config.seed)
     return Engine(teacher, student, spec, config, device, evaluation)
 
@@ -166,18 +168,21 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
     return teacher
 
 
-def _require_fit(network: nn.Module, role: str, spec: ImageSpec) -> None:
-    """Show the network one blank image: it must take the size and return one logit a class."""
+def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format) -> None:
+    """Show the network one blank image, laid out as in a run: it must take it and return one logit a class."""
     was_training = network.training
     parameter = next(network.parameters(), torch.zeros(()))
     blank = torch.zeros((1, spec.channels, spec.height, spec.width), device=parameter.device)
     size = f"{spec.channels}x{spec.height}x{spec.width}"
     try:
         with torch.no_grad():
-            answer = network.eval()(blank)
+            answer = network.eval()(laid_out(blank, layout))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"the {role} cannot take images of {size}: {first.rstrip('.')}.") from error
+        advice = ""
+        if "view size is not compatible" in first:
+            advice = " Maps lie channels last: give --layout contiguous, or flatten them by reshape instead of view."
+        raise ConfigError(f"the {role} cannot take images of {size}: {first.rstrip('.')}.{advice}") from error
     finally:
         network.train(was_training)
     if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or answer.shape[1] != spec.num_classes:

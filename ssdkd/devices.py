@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import shutil
+import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,14 +106,16 @@ def compiles(switch: str, device: torch.device, long_run: bool) -> bool:
     """
     if switch == "on" and not has_compiler(device):
         raise ConfigError(
-            "compile: on needs a C++ compiler for the CPU, Triton and a C compiler for a GPU, and does not find them; "
-            "leave it out."
+            "compile: on needs a C++ compiler for the CPU, Triton, a C compiler and Python's headers for a GPU, and "
+            "does not find them; leave it out."
         )
     return switch == "on" or (switch == "auto" and long_run and device.type == "cuda" and has_compiler(device))
 
 
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile finds what it hands its code to."""
-    if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    if device.type == "cuda":  # Triton compiles against Python's headers
+        headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+        found = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+        return found and headers
     return any(map(shutil.which, ("g++", "clang++", "cl")))

@@ -508,7 +508,7 @@ class Engine:
 
     def _targets(self, counts: Tensor, w_div: float, how_many: int) -> Tensor:
         prior, random = selection.class_prior(counts, w_div), self.random["inversion"]
-        if self.config.inversion.targets == "drawn":
+        if self.config.inversion.targets == "drawn" and how_many:
             self._asked_for = torch.multinomial(prior, how_many, replacement=True, generator=random)
         else:
             self._asked_for = selection.draw(prior.double(), how_many, random)
@@ -523,7 +523,7 @@ class Engine:
         search_steps: int | None = None,
     ) -> Tensor:
         """Images inverted for `targets` (B,), and textures and blends beside them: -> (M, H, W, c) uint8."""
-        made = []
+        made, self._term_values = [], {}  # of a search; where nothing is inverted, there is none
         if recipe.inverted:
             images, self._term_values = self.inverter.invert(targets, student, adversarial, search_steps)
             made.append(images)
@@ -624,8 +624,8 @@ class Engine:
             "candidate_classes": (classes_made > 0).sum(),
             "candidate_pixel_spread": spread(new.images[inverted]),
             "target_share_max": self._largest_target_share(),
-            "student_finite": all_finite(self._parts()["student"]),
-            "generator_finite": all_finite(self._parts()["generator"]),
+            "student_finite": all_finite(self._parts()["student"], self.device),
+            "generator_finite": all_finite(self._parts()["generator"], self.device),
         }
         for name, values in {
             "confidence": held.confidence,

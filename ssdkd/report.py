@@ -141,9 +141,10 @@ def _of_one(run: Record) -> str:
             _line("commonest", rounds, run.values("class_share_max", 100.0), ORANGE),
         ],
     )
-    terms = sorted(key for key in last if key.startswith("term_") and key != "term_loss")
+    searched = {key for line in run.lines for key in line if key.startswith("term_")}  # none where all are textures
     inversion = [
-        _curve_chart(f"{key.removeprefix('term_')}", key, curves) for key in ["term_loss", *terms] if key in last
+        _curve_chart(key.removeprefix("term_"), key, curves)
+        for key in sorted(searched, key=lambda key: (key != "term_loss", key))
     ]
     return "".join(
         [

@@ -100,6 +100,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     train_set = load_dataset(options.dataset, options.data_root, "train", limit=options.limit)
     test_set = load_dataset(options.dataset, options.data_root, "test")
     spec = train_set.spec
+    if options.shift >= min(spec.height, spec.width):
+        raise ConfigError(f"shift: {options.shift} pixels move a {spec.height}x{spec.width} image out of sight.")
     model = create_model(
         options.model,
         options.arguments,

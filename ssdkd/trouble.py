@@ -169,7 +169,7 @@ def copied(state: Any) -> Any:
     return state
 
 
-def all_finite(state: Any) -> Tensor:
+def all_finite(state: Any, device: torch.device) -> Tensor:
     """Whether every floating-point tensor in a tree of state is finite; a scalar on the device, 1.0 or 0.0."""
     tensors: list[Tensor] = []
 
@@ -185,9 +185,8 @@ def all_finite(state: Any) -> Tensor:
                 collect(entry)
 
     collect(state)
-    if not tensors:
-        return torch.ones(())
-    device = next((t.device for t in tensors if t.dim()), tensors[0].device)
-    on_device = [t for t in tensors if t.device == device]  # an optimiser's step counts stay on the CPU
+    on_device = [t for t in tensors if t.device.type == device.type]  # an optimiser's step counts stay on the CPU
+    if not on_device:
+        return torch.ones((), device=device)
     norms = torch._foreach_norm(on_device)
     return torch.stack([norm.float() for norm in norms]).isfinite().all().float()

@@ -31,6 +31,12 @@ SMALL = [
     *("--inversion.width", "8", "--buffer.capacity", "40", "--distillation.batch", "16", "--distillation.steps", "3"),
     *("--probe.images", "16"),
 ]
+DIGITS_JOB = """
+dataset: digits
+rounds: 7
+teacher: {name: convnet, arguments: {widths: [48, 96, 128]}, checkpoint: embedded}
+student: {name: convnet_small}
+"""
 SCHEDULE = "late={alpha: [0, 0.6], effort: 2}"
 
 
@@ -227,6 +233,8 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--tasks", "mnist"], "--teacher"),
         (["--tasks", "mnist-400"], "task mnist-400 needs a teacher"),
         (["--tasks", "no_such_task"], "no_such_task"),
+        (["--tasks", "a/job.yaml", "b/job.yaml"], "one name"),
+        (["--policies", "ssdkd", "--ablate"], "--ablate"),
         (["--plot", "plot.gif"], "plot"),
         (["--wisdom", "3"], "wisdom"),
     ],
@@ -257,6 +265,24 @@ def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
     config = selection.task_config("mnist-400", given, [])
     assert (config.dataset, config.teacher.name, config.buffer.capacity) == ("mnist", "lenet5", 400)
     assert config.tracking.evaluate_every == 1, "the curve needs every round"
+
+
+@pytest.mark.parametrize("task", ["held-out-0", "held-out-7", "held-out-x"])
+def test_a_held_out_task_that_is_none_is_refused(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "held_out_tasks", lambda _: [{}] * 6)
+    given = argparse.Namespace(teachers_root=None, data_root=None, teacher=None)
+    with pytest.raises(ConfigError, match=r"none of held-out-1, .*held-out-6"):
+        selection.task_config(task, given, [])
+    assert selection.task_config("held-out-6", given, []).dataset == "digits"
+
+
+def test_a_users_own_task_file_is_left_as_it_is(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("# mine" + DIGITS_JOB)
+    given = argparse.Namespace(out=str(tmp_path), teachers_root=None, data_root=None, teacher=None)
+    before = job.read_text()
+    assert selection.task_config(str(job), given, []).rounds == 7
+    assert job.read_text() == before
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

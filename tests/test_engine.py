@@ -670,6 +670,16 @@ def test_a_blend_of_one_image_with_itself_is_that_image() -> None:
     assert between.max() <= 0.77
 
 
+def test_a_round_of_textures_alone_tells_nothing_of_a_search() -> None:
+    engine = tiny_engine(changed(inversion={"images": 8, "textures": 0.9, "targets": "drawn"}))
+    loop = engine.loop()
+    next(loop)
+    assert "term_loss" in loop.send(Coefficients(textures=0.1))
+    told = loop.send(Coefficients(textures=10.0))
+    assert told["inverted"] == 0
+    assert not [key for key in told if key.startswith("term_")], "not that of the round before"
+
+
 @pytest.mark.parametrize(("inverted", "collapsed"), [(16, True), (15, False)])
 def test_few_inverted_images_of_one_class_are_no_collapse_among_many_textures(inverted: int, collapsed: bool) -> None:
     before = {"candidate_pixel_spread": 30.0, "candidate_classes": 10.0}

@@ -162,6 +162,13 @@ def test_same_seed_and_actions_give_the_identical_trajectory(warm_starts: int) -
     assert not np.array_equal(first[-2], trajectory(env, 4)[-2])
 
 
+def test_a_copied_warm_start_tells_what_the_first_one_told() -> None:
+    env = tiny_env(warm_starts=1)
+    (_, first), (_, again) = (env.reset(seed=3) for _ in range(2))
+    assert first == again
+    assert env.step(np.zeros(SIZE))[-1]["task"] == first["task"]
+
+
 def test_the_environment_leaves_the_agents_random_numbers_alone() -> None:
     env = tiny_env(warm_starts=1)
     drawn = []

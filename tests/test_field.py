@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_a_comparison_that_ran_out_of_time_is_finished_by_the_same_command(tmp_p
     assert json.loads((tmp_path / "field.json").read_text())["target"] == second["target"]
     again = field.run(words)
     assert again["curves"] == second["curves"], "what is finished is not repeated"
+    with pytest.raises(ConfigError, match="other settings"):
+        field.run([*words, "--precision", "bfloat16"])
+
+
+def test_a_run_whose_round_takes_too_long_to_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field, "GRACE", 0.1)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it does not listen from now on
+        process.terminate()
+        field.end(process)
+        assert process.returncode == -signal.SIGKILL
 
 
 def test_whoever_stops_the_comparison_stops_its_run_too_and_nothing_is_lost(

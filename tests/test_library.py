@@ -156,6 +156,33 @@ def test_networks_that_do_not_fit_each_other_are_refused() -> None:
         ssdkd.distill(spoilt, a_student(), dataset="digits", **SMALL)
 
 
+class Viewing(nn.Module):
+    """A user's network that flattens by `view`, which only maps of one layout bear."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        logits: torch.Tensor = self.head(maps.view(len(maps), -1))
+        return logits
+
+
+def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs() -> None:
+    colours = {"image": {"channels": 3, "height": 8, "width": 8, "classes": 10, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    with pytest.raises(ConfigError, match="give --layout contiguous"):
+        ssdkd.distill(Viewing(3), Viewing(3), **colours, **SMALL)
+    result = ssdkd.distill(Viewing(3), Viewing(3), layout="contiguous", **colours, **SMALL)
+    assert result.student(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_a_student_that_cannot_learn_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no weights that could learn"):
+        ssdkd.distill(digits_teacher(), a_student().requires_grad_(False), dataset="digits", **SMALL)
+
+
 def test_the_readmes_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's Python block as it stands, with its numbers made small."""
     monkeypatch.chdir(tmp_path)

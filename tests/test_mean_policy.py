@@ -164,7 +164,15 @@ def test_a_rule_that_is_none_is_refused(text: str) -> None:
         rule(text)
 
 
-@pytest.mark.parametrize("text", ["betas=1", "beta=0,progres*1"])
+@pytest.mark.parametrize("text", ["betas=1", "beta=0,progres*1", "effort=0.1,alpha*0.3", "budget=0.1"])
 def test_a_rule_of_what_is_not_there_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"betas is neither|progres is neither"):
+    with pytest.raises(ConfigError, match=r"(betas|budget) is no coefficient|(progres|alpha) is no entry"):
         by_hand(load_policy(DEFAULT), dict([rule(text)]))
+
+
+def test_a_policy_that_cannot_be_saved_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mean_policy", str(DEFAULT), "--out", "policy.pt"])
+    assert main() == 2
+    assert "policy.pt" in capsys.readouterr().err

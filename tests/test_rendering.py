@@ -36,9 +36,11 @@ def test_frames_have_one_size_and_follow_the_episode() -> None:
 
 def test_words_name_the_round_and_every_coefficient(capsys: pytest.CaptureFixture[str]) -> None:
     shown = env("human")
+    assert capsys.readouterr().out.startswith("round 0, "), "nobody has to ask for it"
     shown.step(np.ones(len(RANGES), dtype=np.float32))
-    assert shown.render() is None
     said = capsys.readouterr().out
+    assert shown.render() is None
+    assert capsys.readouterr().out == said
     assert said.startswith("round 1, ")
     for entry in RANGES:
         assert f"{entry.name} {entry.high:.3g}" in said

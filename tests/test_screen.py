@@ -89,6 +89,20 @@ def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
     assert found == pytest.approx([1.0, 2.0], rel=0.2)
 
 
+def test_what_cannot_be_judged_or_told_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
+    family.write_text(TINY)
+    asked = ["--family", str(family), "--policy", "ssdkd", "--turn", "effort=0.5", "--pairs", "4"]
+    assert main([*asked, "--out", str(out), "--by", "progress"]) == 2
+    assert "progress is 0 at the start" in capsys.readouterr().err
+    without = (
+        "common:\n  dataset: null\n  image: {height: 8, width: 8, channels: 1, classes: 10, mean: [0.3], std: [0.4]}"
+    )
+    family.write_text(TINY.replace("common:", without))
+    assert main([*asked, "--out", str(tmp_path / "others.jsonl")]) == 2
+    assert "no evaluation set" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -98,7 +112,9 @@ def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
         (["--by", "budge"], "--by"),
         (["--longest", "0"], "--longest"),
         (["--policy", "nobody.safetensors"], "nobody.safetensors"),
-        (["--first-seed", "1"], "another policy or seed"),
+        (["--pairs", "0"], "--pairs"),
+        (["--first-seed", "1"], "another policy, seed, family or shift"),
+        (["--turn", "alpha=0.3"], "another policy, seed, family or shift"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -106,7 +122,7 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
     family.write_text(TINY)
-    line = {"number": 0, "policy": "ssdkd", "seed": 0, "task": "", "shifts": {}, "begins": {}}
+    line = {"number": 0, "policy": "ssdkd", "seed": 0, "task": "", "shifts": {"effort": 0.5}, "begins": {}}
     out.write_text(json.dumps({**line, "area": [], "final": [], "curves": []}) + "\n")
     assert main(["--family", str(family), "--policy", "ssdkd", "--out", str(out), *wrong]) == 2
     (error,) = capsys.readouterr().err.splitlines()

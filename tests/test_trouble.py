@@ -60,6 +60,11 @@ class NanWhere(nn.Module):
         return answer.masked_fill(self.chosen(images)[:, None], math.nan)
 
 
+def test_what_holds_no_numbers_is_finite_on_the_device_that_is_asked_for() -> None:
+    somewhere = torch.device("meta")  # stands for a GPU, whose numbers do not mix with those of the CPU
+    assert all_finite({"remembered": None}, somewhere).device == somewhere
+
+
 # -- the student ------------------------------------------------------------------------------------------
 
 
@@ -84,7 +89,7 @@ def test_a_student_that_leaves_the_finite_numbers_goes_back_to_the_round_before(
     assert not all(torch.equal(v, generator[n]) for n, v in engine.inverter.state_dict()["base"].items())
     loop.send(Coefficients())
     assert rates[3] == rates[2] / 2, "half the step from now on"
-    assert float(all_finite(engine.student.state_dict())) == 1.0
+    assert float(all_finite(engine.student.state_dict(), engine.device)) == 1.0
 
 
 def test_trouble_that_comes_back_ends_the_run_after_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +100,7 @@ def test_trouble_that_comes_back_ends_the_run_after_a_few_tries(monkeypatch: pyt
     assert caught.value.exit_code == 3
     assert engine.guard.rollbacks == MOST_TRIES + 1
     assert engine.round == 2 + MOST_TRIES + 1
-    assert float(all_finite(engine.student.state_dict())) == 1.0, "what was learned so far is there"
+    assert float(all_finite(engine.student.state_dict(), engine.device)) == 1.0, "what was learned so far is there"
 
 
 def test_a_round_in_trouble_does_not_count_for_ever() -> None:
@@ -211,7 +216,7 @@ def test_a_teacher_that_often_answers_nan_is_named_as_the_cause() -> None:
     with pytest.raises(NumericalError, match=r"the teacher's answer is not finite for \d+ of 32 candidates"):
         play(engine)
     assert torch.isfinite(engine.buffer.filled().logits).all()
-    assert float(all_finite(engine.student.state_dict())) == 1.0
+    assert float(all_finite(engine.student.state_dict(), engine.device)) == 1.0
 
 
 def test_a_teacher_of_nothing_but_nan_is_one_sentence() -> None:
