@@ -5,7 +5,8 @@
     policy.learn(reward, observation, ended)        # remembers, and trains when there is enough
 
 PPO and A2C train on every `ROUNDS` rounds; SAC and TD3 after each round, as soon as the replay buffer holds a
-batch. Which reward it is and how observations and rewards are scaled stays as it was in training.
+batch. Which reward it is and how observations and rewards are scaled stays as it was in training, but that `area`
+stands in for a reward of accuracy, which a run without an evaluation set does not know.
 """
 
 from __future__ import annotations

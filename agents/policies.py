@@ -10,7 +10,7 @@ The header holds, as JSON under `ssdkd.policy`, what a policy is made of:
 | activation | tanh, relu, elu, silu |
 | observations | names of the entries of `envs.spaces.ENTRIES` that it reads, in its order |
 | actions | names of the coefficients that it sets, in its order; the others stay neutral |
-| reward | what it was trained on; on-line learning goes on with it |
+| reward | what it was trained on; on-line learning goes on with it, or with `area` where it needs accuracy |
 | reward_scale | what that reward was divided by |
 | arguments | keyword arguments of the algorithm |
 | training | how it came about, free text and numbers |

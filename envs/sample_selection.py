@@ -143,7 +143,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
       once and then copied, for all students and budgets; students start from K initial weights, and the rounds
       that follow are still random. Saves up to half of a short episode
     - `engine`: an engine to drive, for one episode, instead of building one (used by the command)
-    - `render_mode`: "rgb_array" or "human"
+    - `render_mode`: "rgb_array", or "human", by which every `reset` and `step` prints what `render` tells
 
     `reset(options={"task": {...}})` plays that task instead of a drawn one.
 

@@ -115,6 +115,7 @@ def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path)
         (("--dataset", "digits"), "digits"),
         (("--data-root", "no/such/file.npz"), "no/such/file.npz"),
         (("--precision", "half"), "bfloat16"),
+        (("--shift", "8"), "out of sight"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_two(
