@@ -48,13 +48,14 @@ from agents.learning import (
     rows_of,
 )
 from agents.policies import CLIP, Description, LearnedPolicy, load_policy, policy_of
-from agents.tasks import Task, family_from, held_out_tasks, training_tasks
+from agents.tasks import Task, family_from, held_out_tasks, name_of, training_tasks
 from envs import SampleSelectionEnv
-from envs.rewards import REWARDS
+from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint
+from ssdkd.build import has_evaluation
 from ssdkd.coefficients import RANGES
-from ssdkd.config import differences, option, parse_command_line, to_yaml
+from ssdkd.config import RunConfig, build, differences, option, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
@@ -123,7 +124,6 @@ class Training:
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
         self.observations, self.actions = config.observed(), config.acted()
-        columns_of(self.observations), rows_of(self.actions)
         make = _environment(base, list(tasks), config, self.observations, self.actions)
         several = config.processes and config.environments > 1
         vector: Any = (
@@ -407,6 +407,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if given.resume is None:
         algorithm_class(config.algorithm)  # what cannot be had is noticed before there is a folder
+        columns_of(config.observed()), rows_of(config.acted())
+        _require_accuracy(config)
         state, begin = None, config.beginning()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
@@ -421,6 +423,20 @@ def run(argv: Sequence[str] | None = None) -> None:
         begin = config.beginning() if state is None else None
     with folder.claimed():
         print(f"policy: {train(config, folder, begin, state, given.quiet)}")
+
+
+def _require_accuracy(config: TrainConfig) -> None:
+    """A reward of accuracy needs tasks with an evaluation set."""
+    if config.reward not in OF_ACCURACY:
+        return
+    family = family_from(config.family, config.teachers_root)
+    base = read_yaml(family.base)
+    for task in training_tasks(family):
+        if not has_evaluation(build(RunConfig, [base, (task, "a task of the family")])):
+            raise ConfigError(
+                f"reward: {config.reward} needs accuracy, and task {name_of(task)!r} of {config.family} has no "
+                "evaluation set; give it a dataset and a data_root, or choose area or probe."
+            )
 
 
 def _newest_state(folder: RunFolder) -> dict[str, Any] | None:

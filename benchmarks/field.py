@@ -7,7 +7,7 @@
 Each method is one `python -m ssdkd.run` in a process of its own, one after the other, all with the same device,
 threads and precision. What is finished is not repeated and what was interrupted is gone on with, so the same command
 again continues: after `--minutes` it stops by itself, saved. Without `--teacher` one is trained first, by
-`python -m ssdkd.teacher`. Writes into `--out`: field.png, field.json (or `--json FILE`), and the run folders.
+`python -m ssdkd.teacher`, in one go. Writes into `--out`: field.png, field.json (or `--json FILE`) and run folders.
 
 Seconds are those of work: warm-up, inversion, replay and bookkeeping, without evaluation. `to target` is when a curve
 first reaches the target: the accuracy with which the reference method ends (fastdfkd; on MNIST 97.5 %). `ratio` is
@@ -149,11 +149,16 @@ def settings_of(size: Size, method: str, over: Settings) -> Settings:
     return settings
 
 
-def train_teacher(size: Size, file: Path, data_root: str | None, device: str) -> None:
+def train_teacher(size: Size, file: Path, data_root: str | None, device: str, deadline: float = float("inf")) -> None:
     if not size.teacher_training:
         raise ConfigError("this size has no teacher to train; it comes with one.")
     where = ["--data-root", data_root] if data_root else []
-    called("ssdkd.teacher", [*size.teacher_training, "--out", str(file), "--device", device, *where])
+    words = [*size.teacher_training, "--out", str(file), "--device", device, *where]
+    if not called("ssdkd.teacher", words, deadline):
+        raise ConfigError(
+            f"--minutes: the teacher's training takes longer, and cannot be gone on with; give it more time, or "
+            f"run it by itself: python -m ssdkd.teacher {' '.join(words)}"
+        )
 
 
 def play(folder: Path, settings: Settings, deadline: float) -> bool:
@@ -235,9 +240,11 @@ def first_reached(points: dict[str, list[float]], target: float, what: str = "se
     return next((x for x, y in zip(points[what], points["accuracy"], strict=True) if y >= target), None)
 
 
-def compare(curves: dict[str, dict[str, list[float]]], reference: str, target: float | None) -> dict[str, Any]:
-    """Final figures, and times to the target with their ratio to the reference's."""
-    if target is None:
+def compare(
+    curves: dict[str, dict[str, list[float]]], reference: str, target: float | None, ended: bool = True
+) -> dict[str, Any]:
+    """Final figures, and times to the target with their ratio to the reference's; `ended`: whether that is finished."""
+    if target is None and ended:  # else nobody knows what it will come to
         ends = curves.get(reference, {}).get("accuracy")
         target = ends[-1] if ends else None
     rows: dict[str, Any] = {}
@@ -320,7 +327,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if weights is None and size.teacher_training:
         own = out / f"teacher-{given.size}.safetensors"
         if not own.is_file():
-            train_teacher(size, own, given.data_root, given.device)
+            train_teacher(size, own, given.data_root, given.device, deadline)
         weights = str(own)
     if weights is not None:
         over["teacher"] = {"checkpoint": str(Path(weights).expanduser().resolve())}
@@ -329,7 +336,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         finished[name] = play(out / f"{name}-seed{given.seed}", settings_of(size, name, over), deadline)
         print(f"{name}: {'finished' if finished[name] else 'to be gone on with'}", flush=True)
     curves = {name: curve(out / f"{name}-seed{given.seed}") for name in chosen}
-    outcome = compare(curves, size.reference, size.target)
+    outcome = compare(curves, size.reference, size.target, finished.get(size.reference, False))
     for name, row in outcome["methods"].items():
         row["finished"] = finished[name]
     outcome |= {"size": given.size, "seed": given.seed, "curves": curves}

@@ -200,9 +200,12 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         unknown = sorted(set(options or {}) - {"task"})
         if unknown:
             raise ConfigError(f"reset: there is no option {unknown[0]!r}; there is task, a mapping over the config.")
+        task = (options or {}).get("task")
+        if task is not None and not isinstance(task, dict):
+            raise ConfigError(f"reset: the option task is a mapping over the config, not {task!r}.")
         with self._own_randomness():
             if self._given is None:
-                self._engine = self._build((options or {}).get("task"))
+                self._engine = self._build(task)
             elif self.engine.round:
                 raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
             self._loop = self.engine.loop()

@@ -107,8 +107,13 @@ def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
+def has_evaluation(config: RunConfig) -> bool:
+    """Whether `config` names images to measure accuracy on."""
+    return config.dataset is not None and (config.data_root is not None or config.dataset == "digits")
+
+
 def _evaluation(config: RunConfig, spec: ImageSpec) -> LabelledImages | None:
-    if config.dataset is None or (config.data_root is None and config.dataset != "digits"):
+    if config.dataset is None or not has_evaluation(config):
         return None
     data = load_dataset(config.dataset, config.data_root, "test")
     require_same_task(data.spec, spec.num_classes, spec.channels)

@@ -686,11 +686,29 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence(
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"], ["--reward", "outcome"]],
+    ids=lambda flags: flags[0],
+)
+def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]
+    image = {"channels": 1, "height": 8, "width": 8, "classes": 10, "mean": [0.3], "std": [0.4]}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 4, "dataset": None, "image": image}))
+    assert train.main(asked) == 2
+    assert not (tmp_path / "runs").exists()
+    if "--reward" in flags:
+        assert "no evaluation set" in capsys.readouterr().err
+
+
 def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some_policy().save(tmp_path / "p.safetensors")
     flags = ["--config", tiny_family(tmp_path), "--seeds", "2", "--policy", str(tmp_path / "p.safetensors")]
-    assert evaluate.main([*flags, "--out", str(tmp_path / "episodes.jsonl"), "--policies", "[uniform, ssdkd]"]) == 0
-    episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    out = tmp_path / "a new folder" / "episodes.jsonl"
+    assert evaluate.main([*flags, "--out", str(out), "--policies", "[uniform, ssdkd]"]) == 0
+    episodes = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(episodes) == 3 * 2
     assert {e["task"] for e in episodes} == {"rounds=5"}
     assert all(0.8 < e["spent"] < 1.2 for e in episodes)

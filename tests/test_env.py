@@ -162,6 +162,11 @@ def test_same_seed_and_actions_give_the_identical_trajectory(warm_starts: int) -
     assert not np.array_equal(first[-2], trajectory(env, 4)[-2])
 
 
+def test_a_task_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the option task is a mapping"):
+        tiny_env().reset(options={"task": "digits"})
+
+
 def test_a_copied_warm_start_tells_what_the_first_one_told() -> None:
     env = tiny_env(warm_starts=1)
     (_, first), (_, again) = (env.reset(seed=3) for _ in range(2))

@@ -108,6 +108,17 @@ def test_a_teacher_that_cannot_be_trained_is_one_sentence(tmp_path: Path) -> Non
         field.train_teacher(size, tmp_path / "teacher.safetensors", None, "cpu")
 
 
+def test_a_teacher_that_takes_longer_than_there_is_time_is_one_sentence(tmp_path: Path) -> None:
+    size = field.Size({}, {}, "ssdkd", teacher_training=["--dataset", "digits"])
+    with pytest.raises(SsdkdError, match=r"--minutes: .* python -m ssdkd\.teacher --dataset digits"):
+        field.train_teacher(size, tmp_path / "teacher.safetensors", None, "cpu", time.monotonic())
+
+
+def test_what_an_unfinished_reference_has_is_no_target() -> None:
+    assert field.compare(CURVES, "theirs", None, ended=False)["target"] is None
+    assert field.compare(CURVES, "theirs", 70.0, ended=False)["methods"]["ours"]["ratio"] == pytest.approx(4.0)
+
+
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dalf"):
         field.run(["--size", "tiny", "--out", str(tmp_path), "--methods", "dalf"])
