@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.models import create_model, load_weights
+from ssdkd.models.wording import in_one_line
 
 EMBEDDED = {"embedded": "digits_teacher.safetensors"}
 
@@ -43,8 +46,7 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec, layout_for(config.layout))
     _require_finite(teacher)
-    if not any(p.requires_grad for p in student.parameters()):
-        raise ConfigError("the student has no weights that could learn (none of them requires_grad).")
+    _require_trainable(student, spec, layout_for(config.layout))
     torch.manual_seed(config.seed)
     return Engine(teacher, student, spec, config, device, evaluation)
 
@@ -88,6 +90,8 @@ def image_spec(config: RunConfig) -> ImageSpec:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ConfigError(f"image.{name} has {len(values)} entries for {channels} channels; give one for each.")
+    if not all(map(math.isfinite, (*mean, *std))):
+        raise ConfigError(f"image.mean and image.std must be finite numbers, got {list(mean)} and {list(std)}.")
     if min(std) <= 0:
         raise ConfigError(f"image.std must be above 0, got {list(std)}.")
     return dataclasses.replace(
@@ -147,6 +151,7 @@ def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Modu
         num_classes=spec.num_classes,
         in_channels=spec.channels,
         image_size=min(spec.height, spec.width),
+        image_shape=(spec.height, spec.width),
     )
 
 
@@ -196,6 +201,23 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             f"the {role} answers an image of {size} with {shape}, but {spec.num_classes} classes were expected "
             f"(1, {spec.num_classes}); teacher and student need the same classes: see image.classes."
         )
+
+
+def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory_format) -> None:
+    """Take a copy through one step of training: it must answer each image, and its answers lead back to its weights."""
+    weights = [p for p in student.parameters() if p.requires_grad]
+    if not weights or not all(p.is_leaf for p in weights):
+        raise ConfigError("the student has no weights that could learn (none of them is a leaf that requires_grad).")
+    blank = torch.zeros((2, spec.channels, spec.height, spec.width), device=weights[0].device)
+    try:
+        trial = copy.deepcopy(student).train()
+        answer = trial(laid_out(blank, layout))
+        if not isinstance(answer, torch.Tensor) or answer.shape != (2, spec.num_classes):
+            told = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
+            raise ValueError(f"it answers two images in training with {told}, not with (2, {spec.num_classes})")
+        answer.sum().backward()
+    except Exception as error:  # the student may be anyone's code
+        raise ConfigError(f"the student cannot be trained: {in_one_line(error)}.") from error
 
 
 def _require_finite(teacher: nn.Module) -> None:

@@ -84,7 +84,7 @@ class InversionConfig:
         choices=("auto", "generator", "textures", "pyramid"),
     )
     pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)
-    latent: int = option(128, "size of the latent vector", low=1)
+    latent: int = option(128, "size of the latent vector", low=1, high=2**20)
     width: int = option(32, "channels of the generator's last block", low=1)
     subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")
     output: str = option(
@@ -122,7 +122,7 @@ class InversionConfig:
 
 @dataclass
 class BufferConfig:
-    capacity: int = option(1000, "synthetic images kept", low=1)
+    capacity: int = option(1000, "synthetic images kept", low=1, high=2**48)
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
     border: str = option("mirrored", "what a shift brings in from outside the image", choices=("mirrored", "black"))
@@ -203,7 +203,7 @@ class RunConfig:
         "torch.compile the student's training step; auto: on a GPU, for 10,000 steps or 10 minutes and more",
         choices=("auto", "on", "off"),
     )
-    threads: int = option(0, "CPU threads; 0: as PyTorch chooses", low=0)
+    threads: int = option(0, "CPU threads; 0: as PyTorch chooses", low=0, high=1024)
     out: str = option("runs", "folder in which every run makes a folder of its own")
     inversion: InversionConfig = group(InversionConfig, "making candidates")
     buffer: BufferConfig = group(BufferConfig, "the replay buffer")
@@ -314,7 +314,10 @@ def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {_first_line(error)}.") from error
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        said = getattr(error, "problem", None) or _first_line(error)
+        raise ConfigError(f"{path}{line} cannot be read as YAML: {said}.") from error
     if values is None:
         values = {}
     _refuse_unbounded(values, path)

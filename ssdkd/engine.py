@@ -101,6 +101,9 @@ class Engine:
         unknown = sorted(set(self.terms) - set(TERMS))
         if unknown:
             raise ConfigError(f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}.")
+        endless = [name for name, weight in self.terms.items() if not math.isfinite(weight)]
+        if endless:
+            raise ConfigError(f"inversion.terms.{endless[0]}: expected a number, got {self.terms[endless[0]]}.")
         searched = [
             name
             for name, weight in self.terms.items()

@@ -5,6 +5,7 @@ This is the one place where real images train a network, and that network is nev
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from ssdkd.buffer import random_views, render
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.models import count_multiply_adds, create_model, save_weights
 
@@ -39,7 +40,7 @@ class TeacherTraining:
     weight_decay: float = option(5e-4, "weight decay", low=0)
     shift: int = option(0, "random shifts of the images, in pixels", low=0)
     limit: int | None = option(None, "use so many training images only", low=1)
-    seed: int = option(0, "everything random follows from it", low=0)
+    seed: int = option(0, "everything random follows from it", low=0, high=2**48)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: str = option("auto", "arithmetic", choices=("auto", "float32", "bfloat16"))
     out: str = option("teacher.safetensors", "file to write")
@@ -96,6 +97,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     out = Path(options.out)
     if not out.parent.is_dir():
         raise ConfigError(f"out: the folder {out.parent} does not exist; make it or choose another.")
+    if out.suffix != ".safetensors" or out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"out: weights cannot be saved as {out}; name a file in .safetensors that can be written.")
     torch.manual_seed(options.seed)
     train_set = load_dataset(options.dataset, options.data_root, "train", limit=options.limit)
     test_set = load_dataset(options.dataset, options.data_root, "test")
@@ -108,6 +111,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         num_classes=spec.num_classes,
         in_channels=spec.channels,
         image_size=min(spec.height, spec.width),
+        image_shape=(spec.height, spec.width),
     )
     start = time.perf_counter()
     train(
@@ -121,13 +125,19 @@ def run(argv: Sequence[str] | None = None) -> None:
     std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
     autocast = autocast_for("float32", device, 0)
     value = accuracy(predictions(model, test_set.images, mean, std, autocast), test_set.labels)
+    if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
+        raise NumericalError("the teacher's weights left the finite numbers, nothing was saved; lower learning_rate.")
     save_weights(model, out)
     print(f"test accuracy {value:.2f} % after {time.perf_counter() - start:.0f} s; weights in {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
-    return run_command(run, argv)
+    try:
+        return run_command(run, argv)
+    except KeyboardInterrupt:
+        print("stopped; nothing was saved.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -178,9 +178,35 @@ def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs() -> N
     assert result.student(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
 
-def test_a_student_that_cannot_learn_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no weights that could learn"):
-        ssdkd.distill(digits_teacher(), a_student().requires_grad_(False), dataset="digits", **SMALL)
+class Odd(nn.Module):
+    """A student that answers well when it is looked at, and not when it is trained."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inner = how, a_student()
+
+    def forward(self, images: torch.Tensor) -> Any:
+        logits = self.inner(images)
+        if self.training and self.how == "tuple":
+            return logits, logits
+        if self.training and self.how == "key":
+            raise KeyError("train")
+        return logits.detach() if self.how == "detached" else logits
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        (lambda: a_student().requires_grad_(False), "no weights that could learn"),
+        (lambda: nn.Flatten(), "the student"),
+        (lambda: Odd("tuple"), "cannot be trained: .*a tuple"),
+        (lambda: Odd("key"), "cannot be trained: .*train"),
+        (lambda: Odd("detached"), "cannot be trained"),
+    ],
+)
+def test_a_student_that_cannot_learn_is_refused(student: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ssdkd.distill(digits_teacher(), student(), dataset="digits", **SMALL)
 
 
 def test_the_readmes_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -835,3 +835,16 @@ def test_a_network_that_pools_can_be_recorded() -> None:
         assert torch.allclose(traced(images), network(images), atol=1e-6)
         exported = torch.export.export(network, (images,))
     assert any("max_pool2d" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_an_imported_model_is_tried_on_images_as_high_and_wide_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(8 * 16, 10))\n"
+    (tmp_path / "wide_nets.py").write_text(flat)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    model = create_model("wide_nets:build", image_shape=(8, 16), **task)
+    assert model(torch.zeros(2, 1, 8, 16)).shape == (2, 10)
+    with pytest.raises(ConfigError, match=r"cannot take images of shape \(1, 8, 8\)"):
+        create_model("wide_nets:build", **task)

@@ -116,6 +116,8 @@ def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path)
         (("--data-root", "no/such/file.npz"), "no/such/file.npz"),
         (("--precision", "half"), "bfloat16"),
         (("--shift", "8"), "out of sight"),
+        (("--out", "teacher.pth"), ".safetensors"),
+        (("--seed", str(10**23)), "seed"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_two(
@@ -132,4 +134,13 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(
     assert told.err.strip().count("\n") == 0
     assert says in told.err
     assert told.out == ""
+    assert not out.exists()
+
+
+def test_a_teacher_that_left_the_finite_numbers_is_not_saved(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.safetensors"
+    assert teacher.main(command(digits_file, out, "--epochs", "1", "--learning-rate", "1e30")) == 3
+    assert "lower learning_rate" in capsys.readouterr().err
     assert not out.exists()

@@ -61,6 +61,7 @@ def create_model(
     num_classes: int,
     in_channels: int = 3,
     image_size: int = 32,
+    image_shape: tuple[int, int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a model from images `(N, in_channels, image_size, image_size)` to logits `(N, num_classes)`.
@@ -72,7 +73,8 @@ def create_model(
             argument that is itself called `num_classes`, `in_channels` or `image_size`.
         num_classes: classes of the task.
         in_channels: channels of its images.
-        image_size: height and width of its images.
+        image_size: height and width of its images; the smaller of them where they differ.
+        image_shape: height and width where they differ.
         arguments: the model's own arguments. A model of the zoo gets the three above as well; an imported
             function gets these arguments only, and its model is then checked against the task.
 
@@ -97,7 +99,7 @@ def create_model(
         task = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         model = _call(name, builder, {**task, **own})
 
-    logits = dry_run(model, (in_channels, image_size, image_size), name=f"model {name!r}")
+    logits = dry_run(model, (in_channels, *(image_shape or (image_size, image_size))), name=f"model {name!r}")
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(
             f"model {name!r} returns a {type(logits).__name__}, not one tensor of logits: "
