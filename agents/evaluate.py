@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from agents import SchedulePolicy, choose_policy
+from agents.fixed import Policy
 from agents.processes import pool
 from agents.tasks import Task, TasksConfig, held_out_tasks, name_of, training_tasks
 from envs import SampleSelectionEnv
@@ -68,17 +69,14 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
     policy = policy_by(name, seed, trust)
     env = SampleSelectionEnv(base, tasks=[task], reward="area")
     start = time.perf_counter()
-    observation, info = env.reset(seed=seed)
-    at, falls, right_at = [0.0], [0.0], [0.0]
-    first = log_kl(info["statistics"])
-    right = [env.engine.accuracy(env.engine.student)] if accuracy_every else []
-    terminated = False
-    while not terminated:
-        action, _ = policy.predict(observation, deterministic=True)
-        observation, _, terminated, _, info = env.step(action)
+    at: list[float] = []
+    logs: list[float] = []
+    right: list[float | None] = []
+    right_at: list[float] = []
+    for _, info, ended in rounds_of(env, policy, seed):
         at.append(info["statistics"]["progress"])
-        falls.append(first - log_kl(info["statistics"]))
-        if accuracy_every and (terminated or env.engine.round % accuracy_every == 0):
+        logs.append(log_kl(info["statistics"]))
+        if accuracy_every and (ended or env.engine.round % accuracy_every == 0):
             right.append(env.engine.accuracy(env.engine.student))
             right_at.append(at[-1])
     final = env.engine.accuracy(env.engine.student)
@@ -87,7 +85,7 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
         policy=name,
         task=name_of(task),
         seed=seed,
-        probe_area=area_under(at, falls),
+        probe_area=area_under(at, [logs[0] - log for log in logs]),
         probe_kl=info["statistics"]["probe_kl"],
         agreement=100.0 * info["statistics"]["probe_agreement"],
         accuracy_area=area_under(right_at, known) if known else None,
@@ -96,6 +94,17 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
         spent=env.engine.spent / env.engine.budget if env.engine.budget else env.engine.progress,
         seconds=time.perf_counter() - start,
     )
+
+
+def rounds_of(env: SampleSelectionEnv, policy: Policy, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any], bool]]:
+    """One episode, decided without exploring: observation, info and whether it has ended, from the reset on."""
+    observation, info = env.reset(seed=seed)
+    ended = False
+    yield observation, info, ended
+    while not ended:
+        action, _ = policy.predict(observation, deterministic=True)
+        observation, _, ended, _, info = env.step(action)
+        yield observation, info, ended
 
 
 def policy_by(name: str, seed: int, trust: bool = False) -> Any:

@@ -48,14 +48,14 @@ from agents.learning import (
     rows_of,
 )
 from agents.policies import CLIP, Description, LearnedPolicy, load_policy, policy_of
-from agents.tasks import Task, family_from, held_out_tasks, name_of, training_tasks
+from agents.tasks import Task, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.build import has_evaluation
 from ssdkd.coefficients import RANGES
-from ssdkd.config import RunConfig, build, differences, option, parse_command_line, read_yaml, to_yaml
+from ssdkd.config import differences, option, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
@@ -337,6 +337,7 @@ def train(
     """
     family = family_from(config.family, config.teachers_root)
     tasks = training_tasks(family)
+    _require_accuracy(tasks, family.base, config.reward)
     training = Training(config, tasks, family.base)
     model = training.model
     try:
@@ -408,7 +409,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     if given.resume is None:
         algorithm_class(config.algorithm)  # what cannot be had is noticed before there is a folder
         columns_of(config.observed()), rows_of(config.acted())
-        _require_accuracy(config)
         state, begin = None, config.beginning()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
@@ -425,17 +425,15 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(f"policy: {train(config, folder, begin, state, given.quiet)}")
 
 
-def _require_accuracy(config: TrainConfig) -> None:
-    """A reward of accuracy needs tasks with an evaluation set."""
-    if config.reward not in OF_ACCURACY:
-        return
-    family = family_from(config.family, config.teachers_root)
-    base = read_yaml(family.base)
-    for task in training_tasks(family):
-        if not has_evaluation(build(RunConfig, [base, (task, "a task of the family")])):
+def _require_accuracy(tasks: Sequence[Task], base: str, reward: str) -> None:
+    """A reward of accuracy needs tasks with an evaluation set; known here, before a worker ends by it."""
+    values, _ = read_yaml(base)
+    for task in tasks if reward in OF_ACCURACY else ():
+        whole = merged(values, task)
+        if not has_evaluation(whole.get("dataset"), whole.get("data_root")):
             raise ConfigError(
-                f"reward: {config.reward} needs accuracy, and task {name_of(task)!r} of {config.family} has no "
-                "evaluation set; give it a dataset and a data_root, or choose area or probe."
+                f"reward: {reward} needs accuracy, and task {name_of(task)!r} has no evaluation set; give it a dataset "
+                "and a data_root, or choose area or probe."
             )
 
 

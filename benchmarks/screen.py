@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.evaluate import area_under, policy_by
+from agents.evaluate import area_under, policy_by, rounds_of
+from agents.fixed import Policy
 from agents.policies import LearnedPolicy
 from agents.processes import pool
 from agents.tasks import Task, family_from, name_of, training_tasks
@@ -37,6 +38,7 @@ from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, run_command
+from ssdkd.files import atomic_write_text
 
 SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "w_div": 0.4,
@@ -72,6 +74,21 @@ def factors_of(turned: dict[str, float]) -> dict[str, float]:
     return {**turned, **{name + RISING: shift for name, shift in turned.items()}}
 
 
+@dataclass
+class Shifted:
+    """A policy whose actions are moved by `shifts`."""
+
+    policy: Policy
+    shifts: dict[str, float]
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        action, state = self.policy.predict(observation, state, episode_start, deterministic)
+        moved = action + shift_at(self.shifts, float(observation[PROGRESS]))
+        return np.clip(moved, -1.0, 1.0).astype(np.float32), state
+
+
 def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned: dict[str, float]) -> Pair:
     """Both episodes of a pair, whose signs its number and the seed decide."""
     factors = factors_of(turned)
@@ -79,16 +96,12 @@ def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned
     shifts = {name: float(sign * shift) for sign, (name, shift) in zip(signs, factors.items(), strict=True)}
     pair = Pair(number, policy, seed, name_of(task), shifts, {}, [], [], [])
     for direction in (1.0, -1.0):
-        deciding = policy_by(policy, seed + number)
+        shifted = Shifted(policy_by(policy, seed + number), {name: direction * by for name, by in shifts.items()})
         env = SampleSelectionEnv(base, tasks=[task], reward="area")
-        observation, _ = env.reset(seed=seed + number)
-        pair.begins = {entry.name: float(value) for entry, value in zip(ENTRIES, observation, strict=True)}
-        at, right = [0.0], [accuracy_in(env)]
-        terminated = False
-        while not terminated:
-            action, _ = deciding.predict(observation, deterministic=True)
-            moved = action + direction * shift_at(shifts, float(observation[PROGRESS]))
-            observation, _, terminated, _, info = env.step(np.clip(moved, -1.0, 1.0).astype(np.float32))
+        at: list[float] = []
+        right: list[float] = []
+        for observation, info, _ in rounds_of(env, shifted, seed + number):
+            pair.begins = pair.begins or {e.name: float(v) for e, v in zip(ENTRIES, observation, strict=True)}
             at.append(info["statistics"]["progress"])
             right.append(accuracy_in(env))
         pair.area.append(area_under(at, right))
@@ -223,7 +236,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     ]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
+        atomic_write_text(out, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}.") from error
     several = given.processes > 1 and len(jobs) > 1

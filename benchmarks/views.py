@@ -22,15 +22,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.round import CLOCK, TASKS, Clock, fill, prepare
-from ssdkd.buffer import ReplayBuffer
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.distiller import Replayed
-from ssdkd.engine import Engine
 from ssdkd.errors import run_command
 from ssdkd.run import run
 from ssdkd.tracking import Display
@@ -67,6 +63,15 @@ def time_steps(
     return rows
 
 
+class Counting(Display):
+    """Shows nothing, and counts the student steps of a run."""
+
+    steps = 0
+
+    def update(self, statistics: dict[str, float], accuracy: float | None) -> None:
+        self.steps += int(statistics["student_steps"])
+
+
 def compare_accuracy(
     task: str, views: list[int], seeds: int, share: float, over: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -79,30 +84,17 @@ def compare_accuracy(
             config.policy = "ssdkd"  # which takes as many steps a round whatever the views cost
             config.buffer.views, config.tracking.evaluate_every = row["views"], 0
             engine = build_engine(config)
-            taken = count_steps(engine)
             test, engine.evaluation = engine.evaluation, None  # measured once, at the end, and the teacher not at all
-            run(config, engine, None, Display(quiet=True), remember=False)
+            counting = Counting(quiet=True)
+            run(config, engine, None, counting, remember=False)
             engine.evaluation = test
-            row |= {"rounds": engine.round, "student_steps": sum(taken)}
+            row |= {"rounds": engine.round, "student_steps": counting.steps}
             row["accuracy"].append(engine.accuracy(engine.student))
             row["seconds"].append(engine.seconds)
             print(f"    seed {seed}, views {row['views']}: {row['accuracy'][-1]:.2f} %", flush=True)
     for row in rows:
         row |= {"mean": statistics.mean(row["accuracy"])}
     return rows
-
-
-def count_steps(engine: Engine) -> list[int]:
-    """A list that gets the student steps of every round that the engine plays from now on."""
-    taken: list[int] = []
-    replay = engine.distiller.replay
-
-    def counted(buffer: ReplayBuffer, rows: Tensor, *others: Any) -> Replayed:
-        taken.append(len(rows))
-        return replay(buffer, rows, *others)
-
-    engine.distiller.replay = counted  # type: ignore[method-assign]
-    return taken
 
 
 def show_steps(rows: list[dict[str, Any]]) -> None:

@@ -111,13 +111,13 @@ def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def has_evaluation(config: RunConfig) -> bool:
-    """Whether `config` names images to measure accuracy on."""
-    return config.dataset is not None and (config.data_root is not None or config.dataset == "digits")
+def has_evaluation(dataset: str | None, data_root: str | None) -> bool:
+    """Whether these settings name images to measure accuracy on."""
+    return dataset == "digits" or (dataset is not None and data_root is not None)
 
 
 def _evaluation(config: RunConfig, spec: ImageSpec) -> LabelledImages | None:
-    if config.dataset is None or not has_evaluation(config):
+    if config.dataset is None or not has_evaluation(config.dataset, config.data_root):
         return None
     data = load_dataset(config.dataset, config.data_root, "test")
     require_same_task(data.spec, spec.num_classes, spec.channels)

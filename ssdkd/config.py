@@ -84,7 +84,7 @@ class InversionConfig:
         choices=("auto", "generator", "textures", "pyramid"),
     )
     pixel_rate: float = option(0.05, "how far a step moves the pixels of a texture, on average", low=0)
-    latent: int = option(128, "size of the latent vector", low=1, high=2**20)
+    latent: int = option(128, "size of the latent vector", low=1, high=1_000_000)
     width: int = option(32, "channels of the generator's last block", low=1)
     subpixel: bool = option(True, "whether the generator works at half the image size and shuffles pixels at last")
     output: str = option(
@@ -122,7 +122,7 @@ class InversionConfig:
 
 @dataclass
 class BufferConfig:
-    capacity: int = option(1000, "synthetic images kept", low=1, high=2**48)
+    capacity: int = option(1000, "synthetic images kept", low=1, high=10**15)
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
     shift: int = option(0, "largest shift of a view, in pixels", low=0)
     border: str = option("mirrored", "what a shift brings in from outside the image", choices=("mirrored", "black"))

@@ -688,19 +688,22 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"], ["--reward", "outcome"]],
+    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"]],
     ids=lambda flags: flags[0],
 )
-def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(flags: list[str], tmp_path: Path) -> None:
+    assert train.main([*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_of_accuracy_needs_tasks_with_an_evaluation_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]
+    asked = train_flags(tmp_path, "ppo", "--steps", "16", "--reward", "outcome")
     image = {"channels": 1, "height": 8, "width": 8, "classes": 10, "mean": [0.3], "std": [0.4]}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 4, "dataset": None, "image": image}))
     assert train.main(asked) == 2
-    assert not (tmp_path / "runs").exists()
-    if "--reward" in flags:
-        assert "no evaluation set" in capsys.readouterr().err
+    assert "no evaluation set" in capsys.readouterr().err
 
 
 def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
