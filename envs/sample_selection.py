@@ -315,7 +315,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine.buffer.load_state_dict(state["buffer"])
         engine.probe, engine.probe_logits = state["probe"], state["probe_logits"]
         engine.synthesized, engine.seconds = state["synthesized"], state["seconds"]
-        engine.phase_seconds |= state["phase_seconds"]
+        engine.phase_seconds.update(state["phase_seconds"])
         engine.newest, engine._term_values, engine._asked_for = (state[n] for n in ("newest", "terms", "asked_for"))
         engine.begin()
 

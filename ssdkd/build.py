@@ -179,19 +179,26 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
 
 
 def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format) -> None:
-    """Show the network one blank image, laid out as in a run: it must take it and return one logit a class."""
+    """Show the network one blank image, laid out as in a run: it must take it and return one logit a class.
+
+    A teacher's logits must lead back to the image, since images are searched for by them.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError(f"the {role} is a TorchScript program; hand over the module that it was made of.")
     was_training = network.training
     parameter = next(network.parameters(), torch.zeros(()))
     blank = torch.zeros((1, spec.channels, spec.height, spec.width), device=parameter.device)
     size = f"{spec.channels}x{spec.height}x{spec.width}"
     try:
-        with torch.no_grad():
-            answer = network.eval()(laid_out(blank, layout))
+        with torch.set_grad_enabled(role == "teacher"):
+            answer = network.eval()(laid_out(blank.requires_grad_(), layout))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = ""
         if "view size is not compatible" in first:
             advice = " Maps lie channels last: give --layout contiguous, or flatten them by reshape instead of view."
+        if parameter.dtype != torch.float32:
+            advice = f" Its weights are {parameter.dtype}: hand over the network.float()."
         raise ConfigError(f"the {role} cannot take images of {size}: {first.rstrip('.')}.{advice}") from error
     finally:
         network.train(was_training)
@@ -200,6 +207,11 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
         raise ConfigError(
             f"the {role} answers an image of {size} with {shape}, but {spec.num_classes} classes were expected "
             f"(1, {spec.num_classes}); teacher and student need the same classes: see image.classes."
+        )
+    if role == "teacher" and not answer.requires_grad:
+        raise ConfigError(
+            "the teacher's answer does not lead back to its input, by which images are searched for: its forward "
+            "detaches it, or is under no_grad or inference_mode; take that out."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
+from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
 Statistics = dict[str, float]
@@ -184,7 +184,7 @@ class Engine:
         self.spent = 0.0  # budget units: student training steps
         self.synthesized = 0
         self.seconds = 0.0  # of work, evaluation not counted
-        self.phase_seconds = {"warmup": 0.0, "inversion": 0.0, "replay": 0.0, "rest": 0.0, "evaluation": 0.0}
+        self.stopwatch = Stopwatch(("warmup", "inversion", "replay", "rest", "evaluation"), device)
         self.statistics: Statistics = {}
         self.guard = Guard()
 
@@ -286,7 +286,7 @@ class Engine:
         Neutral coefficients and no adversarial term: what comes of it depends on the seed alone, so the probe
         is the same whatever the policy does later.
         """
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         inversion, probe = self.config.inversion, self.config.probe
         uniform = torch.zeros(self.spec.num_classes, device=self.device)
         made: list[Samples] = []
@@ -326,7 +326,7 @@ class Engine:
 
     def invert(self, coefficients: Coefficients) -> Candidates:
         """Make candidates for target classes that the buffer lacks, where the student errs."""
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
         self._recipe = self.recipe(coefficients.textures)
         targets = self._targets(counts, coefficients.w_div, self._recipe.inverted)
@@ -340,7 +340,7 @@ class Engine:
 
     def keep(self, candidates: Candidates, coefficients: Coefficients) -> Kept:
         """Let the best candidates into the buffer, by phi, wear and chance; free slots first, then by exchange."""
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         buffer, random = self.buffer, self.random["keep"]
         new, usable = candidates.samples, candidates.samples.usable()
         if self.config.buffer.fresh and usable.any():  # else what is there must do for another round
@@ -372,7 +372,7 @@ class Engine:
 
     def replay(self, coefficients: Coefficients) -> Replayed:
         """Train the student on prioritised batches of the buffer."""
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         learning, buffer = self.config.distillation, self.buffer
         if buffer.size == 0:  # no image has been usable so far, which `recover` bears with for a few rounds
             self._steps, self._batch, self._rate, silence = 0, 0, 0.0, torch.zeros((), device=self.device)
@@ -418,13 +418,12 @@ class Engine:
 
     def measure(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> Statistics:
         """Everything worth knowing after a round, by name; the round's one transfer from the device."""
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         tensors = self._facts(candidates, kept, replayed)
         values = torch.stack([t.float() for t in tensors.values()]).tolist()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         self.round += bool(self.statistics)
         self._take_time("rest", start)
+        self.stopwatch.read()
         host = {
             "round": float(self.round),
             "progress": self.progress,
@@ -450,7 +449,7 @@ class Engine:
         Raises:
             NumericalError: that did not help; the networks are those of the last good round.
         """
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         guard = self.guard
         found = trouble_in(statistics, guard.statistics) or guard.strayed(statistics)
         if not found:
@@ -648,10 +647,13 @@ class Engine:
             return torch.ones((), device=self.device)
         return selection.class_counts(self._asked_for, self.spec.num_classes).max() / len(self._asked_for)
 
-    def _take_time(self, phase: str, start: float) -> None:
-        took = time.perf_counter() - start
-        self.phase_seconds[phase] += took
-        self.seconds += took
+    def _take_time(self, phase: str, start: Moment) -> None:
+        self.seconds += self.stopwatch.stop(phase, start)
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """What of the seconds, and of those of evaluation, went where."""
+        return self.stopwatch.seconds
 
     # -- what is reported -----------------------------------------------------------------------------------
 
@@ -659,10 +661,11 @@ class Engine:
         """Percent right on the evaluation set, if there is one."""
         if self.evaluation is None:
             return None
-        start = time.perf_counter()
+        start = self.stopwatch.now()
         named = predictions(model, self.evaluation.images, self.mean, self.std, self.autocast)
         value = accuracy(named, self.evaluation.labels)
-        self.phase_seconds["evaluation"] += time.perf_counter() - start
+        self.stopwatch.stop("evaluation", start)
+        self.stopwatch.read()
         return value
 
     # -- everything that determines the future --------------------------------------------------------------
@@ -676,6 +679,7 @@ class Engine:
             "probe_logits": self.probe_logits,
             "random": {name: generator.get_state() for name, generator in self.random.items()},
             "global_random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "round": self.round,
             "spent": self.spent,
             "synthesized": self.synthesized,
@@ -694,9 +698,11 @@ class Engine:
         for name, generator in self.random.items():
             generator.set_state(state["random"][name])
         torch.set_rng_state(state["global_random"])
+        if self.device.type == "cuda" and state["device_random"] is not None:
+            torch.cuda.set_rng_state(state["device_random"], self.device)
         self.round, self.spent = state["round"], state["spent"]
         self.synthesized, self.seconds = state["synthesized"], state["seconds"]
-        self.phase_seconds = dict(state["phase_seconds"])
+        self.phase_seconds.update(state["phase_seconds"])
         self.statistics = dict(state["statistics"])
         self.guard.load_state_dict(state["guard"])
         self.guard.hold(self._parts(), self.guard.statistics)

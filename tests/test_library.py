@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,34 @@ class Odd(nn.Module):
         if self.training and self.how == "key":
             raise KeyError("train")
         return logits.detach() if self.how == "detached" else logits
+
+
+class Ungraded(nn.Module):
+    """A teacher as people wrap one that is only to be asked."""
+
+    def __init__(self, how: Callable[[], Any]) -> None:
+        super().__init__()
+        self.how, self.inner = how, digits_teacher()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self.how():
+            logits: torch.Tensor = self.inner(images)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says"),
+    [
+        (lambda: Ungraded(torch.no_grad), "does not lead back to its input"),
+        (lambda: Ungraded(torch.inference_mode), "does not lead back to its input"),
+        (lambda: digits_teacher().half(), r"float16: hand over the network.float\(\)"),
+        (lambda: torch.jit.trace(digits_teacher().eval(), torch.zeros(1, 1, 8, 8)), "TorchScript"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_teacher_that_images_cannot_be_searched_by_is_refused(teacher: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ssdkd.distill(teacher(), a_student(), dataset="digits", **SMALL)
 
 
 @pytest.mark.parametrize(
