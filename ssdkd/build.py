@@ -43,10 +43,11 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             student = build_student(config, spec)
+    layout = layout_for(config.layout)
     for network, role in ((teacher, "teacher"), (student, "student")):
-        _require_fit(network, role, spec, layout_for(config.layout))
-    _require_finite(teacher)
-    _require_trainable(student, spec, layout_for(config.layout))
+        _require_fit(network, role, spec, layout)
+        _require_finite(network, role)
+    _require_trainable(student, spec, layout)
     torch.manual_seed(config.seed)
     return Engine(teacher, student, spec, config, device, evaluation)
 
@@ -179,34 +180,45 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
 
 
 def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format) -> None:
-    """Show the network one blank image, laid out as in a run: it must take it and return one logit a class.
+    """Show the network two grey images, laid out as in a run: it must return one finite logit a class for each.
 
-    A teacher's logits must lead back to the image, since images are searched for by them.
+    A teacher's logits must lead back to the images, which are searched for by them.
     """
     if isinstance(network, torch.jit.ScriptModule):
         raise ConfigError(f"the {role} is a TorchScript program; hand over the module that it was made of.")
-    was_training = network.training
     parameter = next(network.parameters(), torch.zeros(()))
-    blank = torch.zeros((1, spec.channels, spec.height, spec.width), device=parameter.device)
+    if parameter.is_meta or parameter.is_inference():
+        made = "on the meta device" if parameter.is_meta else "under inference_mode"
+        raise ConfigError(f"the {role} was made {made}, where weights cannot be used; make it anew outside of that.")
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    was_training = network.training
     size = f"{spec.channels}x{spec.height}x{spec.width}"
+    grey = torch.full((2, spec.channels, spec.height, spec.width), 0.5, device=parameter.device, requires_grad=True)
+    shown = laid_out(1.0 * grey, layout)
     try:
         with torch.set_grad_enabled(role == "teacher"):
-            answer = network.eval()(laid_out(blank.requires_grad_(), layout))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        advice = ""
-        if "view size is not compatible" in first:
+            answer = network.eval()(shown)
+    except Exception as error:  # the network may be anyone's code
+        said, advice = in_one_line(error), ""
+        if "view size is not compatible" in said:
             advice = " Maps lie channels last: give --layout contiguous, or flatten them by reshape instead of view."
         if parameter.dtype != torch.float32:
             advice = f" Its weights are {parameter.dtype}: hand over the network.float()."
-        raise ConfigError(f"the {role} cannot take images of {size}: {first.rstrip('.')}.{advice}") from error
+        raise ConfigError(f"the {role} cannot take images of {size}: {said}.{advice}") from error
     finally:
         network.train(was_training)
-    if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or answer.shape[1] != spec.num_classes:
-        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+    if not isinstance(answer, torch.Tensor):
+        kind = type(answer).__name__
+        raise ConfigError(f"the {role} answers with a {kind}; wrap it in a module that returns the logits alone.")
+    if answer.shape != (2, spec.num_classes):
         raise ConfigError(
-            f"the {role} answers an image of {size} with {shape}, but {spec.num_classes} classes were expected "
-            f"(1, {spec.num_classes}); teacher and student need the same classes: see image.classes."
+            f"the {role} answers two images of {size} with {tuple(answer.shape)}, but {spec.num_classes} classes were "
+            f"expected (2, {spec.num_classes}); teacher and student need the same classes: see image.classes."
+        )
+    if (shown != 0.5).any():
+        raise ConfigError(
+            f"the {role} changes the images that it is shown, which others see too: let the first operation of its "
+            "forward make a new tensor (x = x * 2 instead of x.mul_(2), no inplace=True)."
         )
     if role == "teacher" and not answer.requires_grad:
         raise ConfigError(
@@ -220,19 +232,24 @@ def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory
     weights = [p for p in student.parameters() if p.requires_grad]
     if not weights or not all(p.is_leaf for p in weights):
         raise ConfigError("the student has no weights that could learn (none of them is a leaf that requires_grad).")
-    blank = torch.zeros((2, spec.channels, spec.height, spec.width), device=weights[0].device)
     try:
         trial = copy.deepcopy(student).train()
+    except Exception:
+        return  # a student may be one that cannot be copied, where no mean of its weights is asked for
+    blank = torch.zeros((2, spec.channels, spec.height, spec.width), device=weights[0].device)
+    try:
         answer = trial(laid_out(blank, layout))
         if not isinstance(answer, torch.Tensor) or answer.shape != (2, spec.num_classes):
             told = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
             raise ValueError(f"it answers two images in training with {told}, not with (2, {spec.num_classes})")
         answer.sum().backward()
+        if all(p.grad is None for p in trial.parameters()):
+            raise ValueError("its answers do not depend on its weights")
     except Exception as error:  # the student may be anyone's code
         raise ConfigError(f"the student cannot be trained: {in_one_line(error)}.") from error
 
 
-def _require_finite(teacher: nn.Module) -> None:
-    for name, tensor in teacher.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the teacher's weights hold NaN or infinity in {name}; they cannot be learned from.")
+def _require_finite(network: nn.Module, role: str) -> None:
+    for name, tensor in network.state_dict().items():  # which may hold what is no tensor
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"the {role}'s weights hold NaN or infinity in {name}; nothing can be learned so.")

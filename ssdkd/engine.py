@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
+from ssdkd.models.wording import in_one_line
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 
@@ -79,8 +80,8 @@ class Engine:
         layout = layout_for(config.layout)
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
-        averaged = config.distillation.average > 0
-        self.learner = _copied(self.student) if averaged else self.student  # `student` is its mean, and handed out
+        averaged = config.distillation.average > 0  # then `student` is the mean of what learns, and handed out
+        self.learner = copy_of(self.student, "student") if averaged else self.student
         self.random = {
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
             for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures", "blends"))
@@ -591,7 +592,7 @@ class Engine:
         buffer, random = self.buffer, self.random["replay"]
         if self.config.buffer.views:
             return self.distiller.show_stored(buffer, rows, random)
-        ask = partial(self._answers, self.teacher)
+        ask = functools.partial(self._answers, self.teacher)
         return self.distiller.show_anew(buffer, rows, ask, self.config.buffer.shift, self.spec.flip, random)
 
     @torch.no_grad()
@@ -626,8 +627,7 @@ class Engine:
             "candidate_classes": (classes_made > 0).sum(),
             "candidate_pixel_spread": spread(new.images[inverted]),
             "target_share_max": self._largest_target_share(),
-            "student_finite": all_finite(self._parts()["student"], self.device),
-            "generator_finite": all_finite(self._parts()["generator"], self.device),
+            **{f"{name}_finite": all_finite(state, self.device) for name, state in self._parts().items()},
         }
         for name, values in {
             "confidence": held.confidence,
@@ -728,8 +728,13 @@ def quantiles(values: Tensor) -> Tensor:
     """The 10, 50 and 90 % quantiles (3,) of (N,); of an even part of it where it is large."""
     if len(values) == 0:
         return torch.zeros(len(QUANTILES), device=values.device)
-    levels = torch.tensor(QUANTILES, device=values.device)
-    return torch.quantile(evenly(values, MEASURED).float(), levels)
+    return torch.quantile(evenly(values, MEASURED).float(), _levels(values.device))
+
+
+@functools.cache
+def _levels(device: torch.device) -> Tensor:
+    """Sent to the device once, since sending waits for it."""
+    return torch.tensor(QUANTILES, device=device)
 
 
 def evenly(values: Tensor, most: int) -> Tensor:
@@ -743,14 +748,13 @@ def spread(images: Tensor) -> Tensor:
     return (pixels - pixels.mean(dim=0)).square_().mean(dim=0).sqrt_().mean()
 
 
-def _copied(student: nn.Module) -> nn.Module:
+def copy_of(network: nn.Module, role: str) -> nn.Module:
     """A second network of the same weights."""
     try:
-        return copy.deepcopy(student)
-    except Exception as error:
-        raise ConfigError(
-            f"the student cannot be copied ({error}), as the mean of its weights needs: set distillation.average to 0."
-        ) from error
+        return copy.deepcopy(network)
+    except Exception as error:  # it may be anyone's code
+        advice = ", as the mean of its weights needs: set distillation.average to 0" if role == "student" else ""
+        raise ConfigError(f"the {role} cannot be copied ({in_one_line(error)}){advice}.") from error
 
 
 def _joined(parts: list[Samples]) -> Samples:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import re
 import sys
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.devices import is_out_of_memory
-from ssdkd.engine import Engine, Statistics
+from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError
 from ssdkd.models import count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
@@ -67,6 +67,9 @@ def distill(
         SsdkdError: the options or the networks do not fit, in one sentence.
         Stopped: SIGINT or SIGTERM came; the round was finished and, where there is a folder, saved.
     """
+    for network, role in ((teacher, "teacher"), (student, "student")):
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"the {role} is a {type(network).__name__}; hand over a torch.nn.Module.")
     from_folder = None
     if resume is not None:
         if options or out is not None:
@@ -78,17 +81,18 @@ def distill(
         config = from_mapping(RunConfig, {**budget, **options}, "the options of distill()")
         config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
         config.out = out if out is not None else config.out
-    engine = build_engine(config, copy.deepcopy(teacher), student)
-    display = Display(quiet=True)
-    if from_folder is not None:
-        with from_folder.claimed():
-            return run(config, engine, from_folder, display, _newest_state(from_folder, display))
-    if out is None:
-        return run(config, engine, None, display)
-    folder = RunFolder.create(out, run_name(config))
-    with folder.claimed():
-        folder.write_text(CONFIG, to_yaml(config))
-        return run(config, engine, folder, display)
+    with torch.random.fork_rng():  # the caller's random numbers go on as if nothing had been drawn
+        engine = build_engine(config, copy_of(teacher, "teacher"), student)
+        display = Display(quiet=True)
+        if from_folder is not None:
+            with from_folder.claimed():
+                return run(config, engine, from_folder, display, _newest_state(from_folder, display))
+        if out is None:
+            return run(config, engine, None, display)
+        folder = RunFolder.create(out, run_name(config))
+        with folder.claimed():
+            folder.write_text(CONFIG, to_yaml(config))
+            return run(config, engine, folder, display)
 
 
 def run(
@@ -340,7 +344,7 @@ def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunCo
     return config, given
 
 
-HARMLESS = ("tracking.", "checkpoint.", "out", "data_root", "policy_file")  # whose content the checkpoint knows
+HARMLESS = ("tracking.", "checkpoint.", "data_root", "policy_file")  # whose content the checkpoint knows
 
 
 def _config_to_resume(folder: RunFolder, argv: Sequence[str] | None, display: Display) -> RunConfig:

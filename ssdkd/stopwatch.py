@@ -14,8 +14,8 @@ Moment = tuple[float, Any]  # the host's clock, and a mark in the device's queue
 class Stopwatch:
     """Seconds of each phase.
 
-    A GPU is only handed its work when the host goes on to the next phase. So the ends of a phase are marked in its queue
-    as well, and the time between the marks is read when the device is waited for anyway, once a round.
+    A GPU has only been handed its work when the host goes on to the next phase. So the ends of a phase are marked in
+    its queue as well, and the time between the marks is read when the device is waited for anyway, once a round.
     """
 
     def __init__(

@@ -68,12 +68,12 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), options.learning_rate, 0.9, nesterov=True, weight_decay=options.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.epochs * steps, pct_start=0.2
-    )
+    total = options.epochs * steps
+    rising = 0.2 if total != 5 else 0.3  # PyTorch divides by 0 where the rise is of exactly one step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total, pct_start=rising)
     for epoch in range(options.epochs):
         order = torch.randperm(len(labels), generator=random, device=device)
-        total = torch.zeros((), device=device)
+        loss_of_epoch = torch.zeros((), device=device)
         for rows in order[: steps * batch].view(steps, batch):
             views = random_views(len(rows), 2, options.shift, spec.flip, random)[:, 1]
             inputs: Tensor = (render(images, rows, views).float() / 255.0 - mean) / std
@@ -84,8 +84,8 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.detach()
-        report(epoch + 1, total.item() / steps)
+            loss_of_epoch += loss.detach()
+        report(epoch + 1, loss_of_epoch.item() / steps)
     return model.eval()
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,22 @@ def test_networks_that_do_not_fit_each_other_are_refused() -> None:
     spoilt = copy.deepcopy(digits_teacher())
     with torch.no_grad():
         next(spoilt.parameters()).fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="NaN or infinity"):
+    with pytest.raises(CheckpointError, match="the teacher's weights hold NaN or infinity"):
         ssdkd.distill(spoilt, a_student(), dataset="digits", **SMALL)
+    spoilt = a_student()
+    with torch.no_grad():
+        next(spoilt.parameters()).fill_(float("inf"))
+    with pytest.raises(CheckpointError, match="the student's weights hold NaN or infinity"):
+        ssdkd.distill(digits_teacher(), spoilt, dataset="digits", **SMALL)
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    networks = digits_teacher(), a_student()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    ssdkd.distill(*networks, dataset="digits", **SMALL)
+    assert torch.equal(torch.rand(3), expected)
 
 
 class Viewing(nn.Module):
@@ -171,12 +186,13 @@ class Viewing(nn.Module):
         return logits
 
 
-def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs() -> None:
-    colours = {"image": {"channels": 3, "height": 8, "width": 8, "classes": 10, "mean": [0.5] * 3, "std": [0.5] * 3}}
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs(channels: int) -> None:
+    size = {"channels": channels, "height": 8, "width": 8, "classes": 10}
     with pytest.raises(ConfigError, match="give --layout contiguous"):
-        ssdkd.distill(Viewing(3), Viewing(3), **colours, **SMALL)
-    result = ssdkd.distill(Viewing(3), Viewing(3), layout="contiguous", **colours, **SMALL)
-    assert result.student(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+        ssdkd.distill(Viewing(channels), Viewing(channels), image=size, **SMALL)
+    result = ssdkd.distill(Viewing(channels), Viewing(channels), layout="contiguous", image=size, **SMALL)
+    assert result.student(torch.zeros(2, channels, 8, 8)).shape == (2, 10)
 
 
 class Odd(nn.Module):
@@ -192,7 +208,59 @@ class Odd(nn.Module):
             return logits, logits
         if self.training and self.how == "key":
             raise KeyError("train")
+        if self.how == "elsewhere":
+            return logits.detach() * torch.ones((), requires_grad=True)
         return logits.detach() if self.how == "detached" else logits
+
+
+def test_a_student_that_cannot_be_copied_learns_where_no_mean_of_its_weights_is_asked_for() -> None:
+    student = a_student()
+    student.lock = threading.Lock()  # type: ignore[assignment]
+    before = weights(student)
+    with pytest.raises(ConfigError, match=r"set distillation\.average to 0"):
+        ssdkd.distill(digits_teacher(), student, dataset="digits", **SMALL)
+    plain = {**SMALL, "distillation": {**SMALL["distillation"], "average": 0}}
+    ssdkd.distill(digits_teacher(), student, dataset="digits", **plain)
+    assert not same(weights(student), before)
+
+
+class Careless(nn.Module):
+    """A teacher of a user, with a peculiarity."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inner = how, digits_teacher()
+
+    def forward(self, images: torch.Tensor) -> Any:
+        if self.how == "key":
+            raise KeyError("features")
+        if self.how == "table":
+            return {"logits": self.inner(images)}
+        if self.how == "first":
+            return self.inner(images[:1])
+        return self.inner(images.mul_(2.0) if self.how == "in place" else images)
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"trained": "long ago"}
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("key", "the teacher cannot take images of 1x8x8: KeyError: 'features'"),
+        ("table", "answers with a dict; wrap it"),
+        ("first", r"answers two images of 1x8x8 with \(1, 10\)"),
+        ("in place", "changes the images that it is shown"),
+    ],
+)
+def test_a_teacher_of_another_kind_is_refused(how: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ssdkd.distill(Careless(how), a_student(), dataset="digits", **SMALL)
+
+
+def test_a_teacher_may_hold_more_than_tensors() -> None:
+    result = ssdkd.distill(Careless("not"), a_student(), dataset="digits", **SMALL)
+    assert result.summary["teacher_accuracy"] > 95
 
 
 class Ungraded(nn.Module):
@@ -231,6 +299,9 @@ def test_a_teacher_that_images_cannot_be_searched_by_is_refused(teacher: Any, sa
         (lambda: Odd("tuple"), "cannot be trained: .*a tuple"),
         (lambda: Odd("key"), "cannot be trained: .*train"),
         (lambda: Odd("detached"), "cannot be trained"),
+        (lambda: Odd("elsewhere"), "cannot be trained: .*do not depend on its weights"),
+        (lambda: a_student().to("meta"), "meta device"),
+        (lambda: "wrn16_1", "hand over a torch.nn.Module"),
     ],
 )
 def test_a_student_that_cannot_learn_is_refused(student: Any, says: str) -> None:

@@ -61,6 +61,13 @@ def test_training_teaches_and_hands_back_a_model_ready_to_be_used(digits: Labell
     assert heard[-1][1] < 0.5 * heard[0][1]
 
 
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_training_of_few_steps_is_one_too(digits: LabelledImages, epochs: int) -> None:
+    options = TeacherTraining(epochs=epochs, batch=len(digits.labels))  # PyTorch's schedule cannot have five steps
+    model = teacher.train(fresh(), digits, options, torch.device("cpu"))
+    assert not torch.equal(model.linear.weight, fresh().linear.weight)
+
+
 def test_the_seed_decides_the_order_of_the_images(digits: LabelledImages) -> None:
     weights = [
         teacher.train(
