@@ -136,10 +136,10 @@ class BufferConfig:
 class DistillationConfig:
     batch: int = option(128, "images in a student step", low=1)
     steps: int = option(20, "student steps in a round at effort 1 and batch 1", low=1)
-    optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "adam", "adamw"))
+    optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "muon", "adam", "adamw"))
     learning_rate: float = option(0.1, "the largest learning rate", low=0)
-    momentum: float = option(0.9, "momentum of sgd", low=0)
-    nesterov: bool = option(True, "whether the momentum of sgd looks ahead")
+    momentum: float = option(0.9, "momentum of sgd and muon", low=0)
+    nesterov: bool = option(True, "whether that momentum looks ahead")
     weight_decay: float = option(1e-4, "weight decay", low=0)
     schedule: str = option("cosine", "the learning rate over the budget", choices=("cosine", "constant"))
     average: float = option(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
 from ssdkd.devices import laid_out
+from ssdkd.muon import Muon
 
 NORMALISING = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -40,7 +41,9 @@ def divergence_and_slope(teacher_logits: Tensor, student_logits: Tensor, tempera
 def make_optimizer(
     student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
-    """The student's optimiser: sgd, adam or adamw, in the implementation that is one pass over the weights."""
+    """The student's optimiser: sgd, muon, adam or adamw, in the implementation that is one pass over the weights."""
+    if name == "muon":
+        return Muon(student, learning_rate, momentum, weight_decay, nesterov)
     parameters = [p for p in student.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(

@@ -218,7 +218,7 @@ def test_a_black_border_is_shown_black(stored: bool) -> None:
 # -- the optimiser --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "muon", "adam", "adamw"])
 def test_every_named_optimiser_learns(name: str) -> None:
     student, buffer = linear_student(), filled_buffer()
     optimizer = make_optimizer(student, name, 0.01, 0.9, 1e-4)
@@ -240,7 +240,7 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("largest", [0.05, 1e3])
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "muon", "adam", "adamw"])
 def test_a_bounded_step_is_as_torchs_with_clipped_gradients(name: str, largest: float) -> None:
     def learned(by_torch: bool) -> Tensor:
         student = linear_student()

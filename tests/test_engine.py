@@ -327,7 +327,7 @@ def test_an_evaluation_set_changes_nothing_about_the_student() -> None:
     assert blind.accuracy(blind.student) is None
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adam"])
 @pytest.mark.parametrize("views", [3, 0])
 def test_a_run_that_was_cut_and_restored_ends_like_one_that_was_not(optimizer: str, views: int) -> None:
     options = changed(
