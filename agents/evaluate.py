@@ -139,12 +139,11 @@ def area_under(at: Sequence[float], values: Sequence[float]) -> float:
     return float(np.sum((y[1:] + y[:-1]) / 2.0 * np.diff(x)) + y[-1] * (1.0 - x[-1]))
 
 
-def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half, the outermost of it by their share; robust to a run that went wrong."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = len(ordered)
-    weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, n - np.arange(n) - n / 4), 0.0, 1.0)
-    return float((weights * ordered).sum() / weights.sum())
+def interquartile_mean(values: Any, axis: int = -1) -> Any:
+    """Mean along an axis without its lowest and highest quarter, rounded down; robust to a run that went wrong."""
+    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=np.float64), axis, 0), axis=0)
+    cut = len(ordered) // 4
+    return ordered[cut : len(ordered) - cut].mean(axis=0)
 
 
 def evaluate(
@@ -173,7 +172,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     for name in dict.fromkeys(e.policy for e in episodes):
         own = [asdict(e) for e in episodes if e.policy == name]
         told = {m: [e[m] for e in own if e[m] is not None] for m in MEASURES}
-        table[name] = {m: interquartile_mean(values) for m, values in told.items() if values}
+        table[name] = {m: float(interquartile_mean(values)) for m, values in told.items() if values}
     return table
 
 

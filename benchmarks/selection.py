@@ -47,7 +47,7 @@ import torch
 import yaml
 
 from agents import choose_policy
-from agents.evaluate import FIXED, area_under, schedule
+from agents.evaluate import FIXED, area_under, interquartile_mean, schedule
 from agents.learning import NEUTRAL
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
 from agents.processes import pool
@@ -169,24 +169,17 @@ class Estimate:
     values: list[float] = field(default_factory=list)
 
 
-def middle(values: Any, axis: int = -1) -> Any:
-    """Interquartile mean along an axis: the lowest and the highest quarter of the seeds left out, rounded down."""
-    from scipy import stats
-
-    return stats.trim_mean(values, 0.25, axis=axis)
-
-
 def estimate(values: Sequence[float]) -> Estimate:
     """Interquartile mean and percentile bootstrap over (seeds,)."""
     from scipy import stats
 
     held = np.asarray(values, dtype=np.float64)
-    value = float(middle(held))
+    value = float(interquartile_mean(held))
     if len(held) < 2:
         return Estimate(value, None, None, held.tolist())
     interval = stats.bootstrap(
         (held,),
-        middle,
+        interquartile_mean,
         confidence_level=0.95,
         method="percentile",
         random_state=np.random.default_rng(0),
@@ -202,7 +195,7 @@ def band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return curves[0], curves[0]
     found = stats.bootstrap(
         (curves,),
-        middle,
+        interquartile_mean,
         axis=0,
         method="percentile",
         n_resamples=2000,
@@ -237,8 +230,8 @@ def reaches(curves: np.ndarray, of_ssdkd: np.ndarray) -> dict[str, Any]:
     random, n = np.random.default_rng(0), len(of_ssdkd)
 
     def at(rows: np.ndarray) -> float:
-        target = float(middle(of_ssdkd[rows])) - 1e-9  # means of the same numbers differ by their order
-        found = first_reached(GRID.tolist(), middle(curves[rows], axis=0).tolist(), target)
+        target = float(interquartile_mean(of_ssdkd[rows])) - 1e-9  # means of the same numbers differ by their order
+        found = first_reached(GRID.tolist(), interquartile_mean(curves[rows], axis=0).tolist(), target)
         return math.inf if found is None else found
 
     value = at(np.arange(n))
@@ -599,7 +592,7 @@ def charts(task: str, outcomes: Sequence[Outcome]) -> list[Chart]:
             low, high = band(curves)
             x = (scale * grid).tolist()
             bands.append(Band(x, low.tolist(), high.tolist(), colour))
-            lines.append(Line(policy, x, middle(curves, axis=0).tolist(), colour))
+            lines.append(Line(policy, x, interquartile_mean(curves, axis=0).tolist(), colour))
             late += [*low[len(grid) // 4 :], *high[len(grid) // 4 :]]
         room = max(0.05 * (max(late) - min(late)), 0.1)
         y_range = (max(min(late) - room, 0.0), min(max(late) + room, 100.0))
