@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from typing import Any, NoReturn
 import yaml
 
 from agents.tasks import merged
+from benchmarks.selection import first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, SsdkdError
 from ssdkd.files import atomic_write_bytes, atomic_write_text
@@ -235,11 +237,6 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return points
 
 
-def first_reached(points: dict[str, list[float]], target: float, what: str = "seconds") -> float | None:
-    """The first point at which the curve is at the target or above."""
-    return next((x for x, y in zip(points[what], points["accuracy"], strict=True) if y >= target), None)
-
-
 def compare(
     curves: dict[str, dict[str, list[float]]], reference: str, target: float | None, ended: bool = True
 ) -> dict[str, Any]:
@@ -247,17 +244,18 @@ def compare(
     if target is None and ended:  # else nobody knows what it will come to
         ends = curves.get(reference, {}).get("accuracy")
         target = ends[-1] if ends else None
+    bar = math.inf if target is None else target
+    after = {name: first_reached(points["seconds"], points["accuracy"], bar) for name, points in curves.items()}
     rows: dict[str, Any] = {}
-    theirs = first_reached(curves[reference], target) if target is not None and reference in curves else None
     for name, points in curves.items():
-        reached = first_reached(points, target) if target is not None else None
+        theirs, own = after.get(reference), after[name]
         rows[name] = {
             "final": points["accuracy"][-1] if points["accuracy"] else None,
             "seconds": points["seconds"][-1] if points["seconds"] else None,
             "images": points["synthesized"][-1] if points["synthesized"] else None,
-            "to_target": reached,
-            "images_to_target": first_reached(points, target, "synthesized") if target is not None else None,
-            "ratio": theirs / reached if theirs and reached else None,
+            "to_target": own,
+            "images_to_target": first_reached(points["synthesized"], points["accuracy"], bar),
+            "ratio": theirs / own if theirs and own else None,
         }
     return {"reference": reference, "target": target, "methods": rows}
 
