@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from envs.rewards import log_kl
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import option, parse_command_line
 from ssdkd.errors import ConfigError, run_command
-from ssdkd.files import atomic_write_text
+from ssdkd.files import require_writable, write_result
 
 FIXED = ("uniform", "random", "ssdkd")
 
@@ -226,26 +225,12 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
         raise ConfigError("policies: name at least one.")
     for name in names:
         policy_by(name, 0, given.trust)  # a file that cannot be used is noticed before the first episode
-    if config.out is not None:
-        write(Path(config.out))  # what cannot be written is noticed before the first episode
+    require_writable(config.out, "out")
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     episodes = evaluate(names, config.base, tasks, seeds, config.processes, config.accuracy_every, given.trust)
     show(episodes)
-    if config.out is not None:
-        write(Path(config.out), "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
+    write_result(config.out, "out", "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
     return episodes
-
-
-def write(file: Path, text: str | None = None) -> None:
-    """Put `text` into `file`, its folder made if need be; without one, see whether it could be."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            file.open("a").close()
-        else:
-            atomic_write_text(file, text)
-    except OSError as error:
-        raise ConfigError(f"out: {file} cannot be written: {error.strerror or error}.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

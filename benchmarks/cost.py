@@ -30,6 +30,7 @@ from benchmarks.round import CLOCK, ENDLESS, Clock, engine_of, fill
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
 from ssdkd.errors import SsdkdError, run_command
+from ssdkd.files import require_writable, write_result
 
 PHASES = ("inversion", "replay", "rest")
 
@@ -119,7 +120,7 @@ def show(axis: str, row: dict[str, Any]) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--axes", default=",".join(AXES), help="what grows; comma-separated, '' for none")
     parser.add_argument("--rounds", type=int, default=3, help="rounds timed in each case")
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         case, processor = Case(**json.loads(given.case)), given.clock == "processor"
         print(json.dumps(time_case(case, given.rounds, given.threads, given.device, processor)))
         return
+    require_writable(given.json, "--json")
     told: dict[str, Any] = {"cases": [], "threads": given.threads, "clock": given.clock, "rounds": given.rounds}
     seen: dict[Case, dict[str, Any]] = {}
     common = ["--rounds", str(given.rounds), "--threads", str(given.threads)]
@@ -158,10 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _, peak = in_a_process(["-m", "ssdkd.run", "--config", given.job, "--out", out, "--quiet"])
         told["job"] = {"name": given.job, "peak_mib": peak}
         print(f"{given.job}, a whole run: {peak:.0f} MiB at its peak")
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(told, file, indent=2)
+    write_result(given.json, "--json", json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, None))
+    sys.exit(run_command(run, None))

@@ -24,7 +24,7 @@ from ssdkd.errors import run_command
 def one(options: list[str], seed: int) -> dict[str, Any]:
     """Run the command with `seed` and return its summary."""
     with tempfile.TemporaryDirectory() as out:
-        command.start(["--seed", str(seed), "--out", out, "--quiet", *options])
+        command.start(["--seed", str(seed), "--quiet", *options, "--out", out])
         (summary,) = Path(out).glob("*/summary.json")
         read: dict[str, Any] = json.loads(summary.read_text())
         return read

@@ -34,8 +34,8 @@ import yaml
 from agents.tasks import merged
 from benchmarks.selection import first_reached
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import ConfigError, SsdkdError
-from ssdkd.files import atomic_write_bytes, atomic_write_text
+from ssdkd.errors import ConfigError, SsdkdError, run_command
+from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
 from ssdkd.tracking.charts import COLOURS, Chart, Line, to_pixels
 from ssdkd.tracking.events import to_png
 from ssdkd.tracking.folder import METRICS, SUMMARY
@@ -318,7 +318,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ConfigError(f"--methods: {name!r} is not one of {', '.join(size.methods)}.")
     if given.size != "tiny" and not given.data_root:
         raise ConfigError("--data-root is missing: accuracy over time needs the test set.")
-    out.mkdir(parents=True, exist_ok=True)
+    require_writable(out / "field.png", "--out")
+    require_writable(given.json, "--json")
     over: Settings = {"seed": given.seed, "device": given.device, "precision": given.precision}
     over |= {"threads": given.threads, "data_root": given.data_root, "compile": given.compile}
     weights = given.teacher
@@ -339,21 +340,18 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         row["finished"] = finished[name]
     outcome |= {"size": given.size, "seed": given.seed, "curves": curves}
     draw(curves, out / "field.png")
-    atomic_write_text(Path(given.json) if given.json else out / "field.json", json.dumps(outcome, indent=2))
+    write_result(given.json or out / "field.json", "--json", json.dumps(outcome, indent=2))
     print(table(outcome))
     return outcome
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        run()
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_command(run, argv)
     except KeyboardInterrupt:
         print("stopped; the same command goes on.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Outcome:
 
 
 def command(out: Path, options: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "ssdkd.run", "--out", str(out), *options]
+    return [sys.executable, "-m", "ssdkd.run", *options, "--out", str(out)]
 
 
 def resume(folder: Path) -> list[str]:

@@ -9,12 +9,16 @@ every episode, so the curve is noisier than what is learned from it, which is di
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.selection import draw
+from ssdkd.errors import run_command
+from ssdkd.files import require_writable
 from ssdkd.tracking.charts import COLOURS, Chart, Line
 
 
@@ -30,12 +34,13 @@ def smoothed(values: np.ndarray, over: int) -> np.ndarray:
     return np.array([values[max(0, i + 1 - over) : i + 1].mean() for i in range(len(values))])
 
 
-def main() -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw how searches for policies went.")
     parser.add_argument("runs", nargs="+", help="NAME=FOLDER of a training")
     parser.add_argument("--smooth", type=int, default=8, help="updates (%(default)s)")
     parser.add_argument("--out", required=True, help=".svg or .png")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
+    require_writable(given.out, "--out")
     lines = []
     for place, text in enumerate(given.runs):
         name, _, folder = text.partition("=")
@@ -48,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(run, None))

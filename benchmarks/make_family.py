@@ -13,6 +13,8 @@ Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from agents.processes import pool
 from benchmarks.make_digits import split
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.devices import autocast_for
+from ssdkd.errors import run_command
 from ssdkd.evaluation import accuracy, predictions
+from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
 
@@ -126,12 +130,12 @@ def save_images(out: Path, how_many: int = 480) -> None:
         np.savez(out / f"{name}.npz", images=enlarged(images, size).permute(0, 2, 3, 1).numpy(), labels=labels)
 
 
-def main() -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the digits teachers of configs/family.yaml.")
     parser.add_argument("--out", required=True, help="folder for weights and images")
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
-    given = parser.parse_args()
-    Path(given.out).mkdir(parents=True, exist_ok=True)
+    given = parser.parse_args(argv)
+    require_writable(Path(given.out) / "validation.npz", "--out")
     save_images(Path(given.out))
     with pool(given.processes) as workers:
         for line in workers.map(make, TEACHERS, [given.out] * len(TEACHERS)):
@@ -139,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(run, None))

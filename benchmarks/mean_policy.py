@@ -26,7 +26,7 @@ from agents.policies import Description, LearnedPolicy, _network, load_policy
 from agents.train import POLICY
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES, Coefficients
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, run_command
 
 Rules = dict[str, dict[str, float]]  # coefficient -> entry -> weight, "" for the bias; places in the range (-1 to 1)
 
@@ -185,7 +185,7 @@ def loaded(name: str) -> LearnedPolicy:
     return load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
 
 
-def main() -> int:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The mean of linear policies.")
     parser.add_argument(
         "trainings",
@@ -215,24 +215,24 @@ def main() -> int:
         help="then move these coefficients by so much: from where they are, or from neutral",
     )
     parser.add_argument("--out", help=".safetensors; without, it is only told")
-    given = parser.parse_args()
-    try:
-        first = loaded(given.trainings[0])
-        others = [as_linear(n, first) if n.lstrip().startswith("{") else loaded(n) for n in given.trainings[1:]]
-        policy = mean_of([first, *others])
-        if given.also:
-            policy = widened(policy, dict(expected(text) for text in given.also))
-        if given.by_hand:
-            policy = by_hand(policy, dict(rule(text) for text in given.by_hand))
-        if given.add:
-            policy = by_hand(policy, dict(rule(text) for text in given.add), added=True)
-        if given.out:
-            policy.save(given.out)
-    except SsdkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = parser.parse_args(argv)
+    first = loaded(given.trainings[0])
+    others = [as_linear(n, first) if n.lstrip().startswith("{") else loaded(n) for n in given.trainings[1:]]
+    policy = mean_of([first, *others])
+    if given.also:
+        policy = widened(policy, dict(expected(text) for text in given.also))
+    if given.by_hand:
+        policy = by_hand(policy, dict(rule(text) for text in given.by_hand))
+    if given.add:
+        policy = by_hand(policy, dict(rule(text) for text in given.add), added=True)
+    if given.out:
+        policy.save(given.out)
     print(told(policy))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.distiller import make_optimizer
 from ssdkd.engine import Engine
 from ssdkd.errors import run_command
+from ssdkd.files import require_writable, write_result
 from ssdkd.models import create_model
 
 ENDLESS = 10**6  # rounds: no task ends while it is timed
@@ -365,6 +366,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
+    require_writable(given.json, "--json")
     device, processor = choose_device(given.device), given.clock == "processor"
     torch.set_num_threads(given.threads)
     if device.type == "cpu":
@@ -393,9 +395,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
     }
     machine |= {"processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()}
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump({"rounds": rounds, "replay": replays, "machine": machine}, file, indent=2)
+    write_result(
+        given.json, "--json", json.dumps({"rounds": rounds, "replay": replays, "machine": machine}, indent=2) + "\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, run_command
-from ssdkd.files import atomic_write_text
+from ssdkd.files import require_writable, write_result
 
 SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "w_div": 0.4,
@@ -234,11 +234,8 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     jobs: list[tuple[Any, ...]] = [
         (number, given.policy, given.first_seed, family.base, tasks[drawn[number]], turned) for number in missing
     ]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(out, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}.") from error
+    require_writable(out, "--out")
+    write_result(out, "--out", "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
     several = given.processes > 1 and len(jobs) > 1
     with pool(given.processes) if several else nullcontext() as workers, out.open("a", encoding="utf-8") as file:
         for pair in (workers.map if workers else map)(play_pair, *zip(*jobs, strict=True)) if jobs else ():

@@ -58,7 +58,7 @@ from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import ConfigError, NumericalError, SsdkdError
-from ssdkd.files import atomic_write_bytes, atomic_write_text
+from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
 from ssdkd.report import POLICY_COLOURS
 from ssdkd.saving import Stopped, StoppedAtOnce
 from ssdkd.tracking import Display, RunFolder
@@ -687,6 +687,14 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     jobs, left_out = jobs_for(given, options)
     for sentence in left_out:
         print(sentence)
+    files = {
+        "--out": Path(given.out) / MARK,
+        "--plot": plot,
+        "--json": given.json,
+        "--coefficients": given.coefficients,
+    }
+    for option, file in files.items():
+        require_writable(file, option)
     outcomes, failed = play_all(jobs, Path(given.out), given.jobs)
     by_task = {task: [o for o in outcomes if o.task == task] for task in dict.fromkeys(o.task for o in outcomes)}
     result: dict[str, Any] = {"tasks": {}, "left_out": left_out, "failed": failed}
@@ -698,15 +706,14 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["over_tasks"] = together
         print(f"\n{as_table(f'mean of {len(by_task)} tasks', together)}")
     result["runs"] = [asdict(o) for o in outcomes]
+    write_result(given.json, "--json", json.dumps(result, indent=1) + "\n")
     try:
         draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
         if given.coefficients:
             read = load_policy(given.policy_file).description.actions
             draw(coefficient_charts(Path(given.out), read), Path(given.coefficients))
-        if given.json:
-            atomic_write_text(given.json, json.dumps(result, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"the results cannot be written: {error}.") from error
+        raise ConfigError(f"the pictures cannot be written: {error}.") from error
     print(f"\nplot: {plot}\nruns: tensorboard --logdir {given.out}; python -m ssdkd.report {given.out}/*/")
     return result
 

@@ -80,8 +80,9 @@ def soak(rounds: int, seed: int, every: int, options: list[str]) -> tuple[list[S
     try:
         with tempfile.TemporaryDirectory(prefix="ssdkd-soak-") as out:
             argv = ["--rounds", str(rounds), "--seed", str(seed), "--out", out, "--quiet", *SMALLER, *options]
-            if run_command(argv):
-                raise SystemExit("the run did not end well")
+            code = run_command(argv)
+            if code:
+                raise SystemExit(code)
     finally:
         Display.update = shown  # type: ignore[method-assign]
     return seen, strange

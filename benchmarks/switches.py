@@ -25,6 +25,7 @@ from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, has_compiler
 from ssdkd.engine import Engine
 from ssdkd.errors import run_command
+from ssdkd.files import require_writable, write_result
 
 AUTOMATIC = "automatic"
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -90,7 +91,7 @@ def show(row: dict[str, Any]) -> None:
     print(f"{told} {row['first_seconds']:>7.1f} s", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--tasks", default="cifar10,mnist", help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
+    require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rows: list[dict[str, Any]] = []
@@ -114,10 +116,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += timed
     if not has_compiler(choose_device(given.device)):
         print("compile was not timed: no compiler was found")
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump({"switches": rows, "threads": given.threads, "clock": given.clock}, file, indent=2)
+    write_result(
+        given.json,
+        "--json",
+        json.dumps({"switches": rows, "threads": given.threads, "clock": given.clock}, indent=2) + "\n",
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, None))
+    sys.exit(run_command(run, None))

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 from benchmarks.round import CLOCK, TASKS, Clock, fill, prepare
+from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import run_command
-from ssdkd.run import run
+from ssdkd.files import require_writable, write_result
 from ssdkd.tracking import Display
 
 
@@ -86,7 +87,7 @@ def compare_accuracy(
             engine = build_engine(config)
             test, engine.evaluation = engine.evaluation, None  # measured once, at the end, and the teacher not at all
             counting = Counting(quiet=True)
-            run(config, engine, None, counting, remember=False)
+            command.run(config, engine, None, counting, remember=False)
             engine.evaluation = test
             row |= {"rounds": engine.round, "student_steps": counting.steps}
             row["accuracy"].append(engine.accuracy(engine.student))
@@ -114,7 +115,7 @@ def show_accuracy(rows: list[dict[str, Any]]) -> None:
         print(f"{row['views']:>5} {row['mean']:>8.2f} {low:>8.2f} {high:>8.2f} {took:>8.1f}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--task", default="cifar10", choices=TASKS, help="a ready-made job")
     parser.add_argument("--teacher", help="its teacher's weights; without them random, and no accuracy")
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--json", help="file to write")
     given = parser.parse_args(argv)
+    require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)
     timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
     options = {"device": given.device, "precision": given.precision, "compile": given.compile, "threads": given.threads}
@@ -150,10 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             over["teacher"] = {"checkpoint": given.teacher}
         told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)
         show_accuracy(told["accuracy"])
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(told, file, indent=2)
+    write_result(given.json, "--json", json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, None))
+    sys.exit(run_command(run, None))

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, and tensors out of files that nobody vouches for.
 
 Every file is written under a temporary name in its own folder, forced to the disk, and only then renamed; a
-safetensors file is believed nothing that the number of its bytes does not bear out.
+safetensors file is believed nothing that the number of its bytes does not bear out. What is no file (/dev/null, a pipe)
+is written to as it stands, for another in its place would be something else.
 
 For tests, the environment variable `SSDKD_FAULT` breaks one of the three operations that this is made of:
 `OPERATION:N:HOW` (`write:3:error`) lets the N-th `write`, `fsync` or `replace` of this process fail as on a
@@ -24,14 +25,14 @@ import secrets
 import signal
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import torch
 from torch import Tensor
 
-from ssdkd.errors import CheckpointError
+from ssdkd.errors import CheckpointError, ConfigError
 
 MOST_HEADER_BYTES = 32 * 2**20  # parsed, a header takes up to thirty times its size
 _MOST_DIMENSIONS = 64
@@ -115,14 +116,63 @@ def write_safetensors(
     _write_whole(path, [start, *chunks])
 
 
+def require_writable(path: str | os.PathLike[str] | None, option: str) -> None:
+    """Refuse what `write_result` could not write, before there is work to lose; its folder is made if need be.
+
+    Raises:
+        ConfigError: one sentence that begins with `option`, which named the file.
+    """
+    if path:
+        with _refused_for(path, option) as file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not _stands(file):
+                draft = _draft_of(file)
+                draft.touch()
+                draft.unlink()
+
+
+def write_result(path: str | os.PathLike[str] | None, option: str, text: str) -> None:
+    """Write the file that `option` names, whole or not at all; none where it names none.
+
+    Raises:
+        ConfigError: as of `require_writable`; an old file is untouched.
+    """
+    if path:
+        with _refused_for(path, option) as file:
+            atomic_write_text(file, text)
+
+
+@contextlib.contextmanager
+def _refused_for(path: str | os.PathLike[str], option: str) -> Iterator[Path]:
+    try:
+        yield Path(path)
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be written: {error.strerror or error}.") from error
+
+
 def temporary_files(folder: Path, pattern: str) -> list[Path]:
     """What writes of files named like `pattern`, cut off before their end, left in `folder`."""
     return list(folder.glob(f".{pattern}.*.tmp"))
 
 
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _stands(path: Path) -> bool:
+    """Whether nothing may take its place: a device, a pipe, a folder."""
+    return path.exists() and not path.is_file()
+
+
 def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     """A file next to the target takes its name only when every byte is on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if _stands(path):
+        with path.open("wb") as file:
+            file.writelines(chunks)
+        return
+    temporary = _draft_of(path)
     try:
         with temporary.open("xb") as file:
             _write(file, path, chunks)

@@ -13,7 +13,7 @@ def test_memory_grows_with_the_buffer_and_a_round_is_the_sum_of_its_phases(
 ) -> None:
     file = tmp_path / "cost.json"
     monkeypatch.setattr(benchmark, "AXES", {"capacity": (64, 40_064)})
-    benchmark.main(["--axes", "capacity", "--rounds", "1", "--json", str(file)])
+    benchmark.run(["--axes", "capacity", "--rounds", "1", "--json", str(file)])
     small, large = json.loads(file.read_text())["cases"]
     for row in (small, large):
         assert row["round_seconds"] == pytest.approx(sum(row["phases"].values()))

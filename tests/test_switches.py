@@ -151,7 +151,7 @@ def test_the_timing_of_switches_has_each_beside_the_automatic_choice(
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)  # compiling takes half a minute
     threads = torch.get_num_threads()
     try:
-        switches.main(["--tasks", "digits", "--steps", "2", "--turns", "1", "--json", str(file)])
+        switches.run(["--tasks", "digits", "--steps", "2", "--turns", "1", "--json", str(file)])
     finally:
         torch.set_num_threads(threads)
     rows = {row["switch"]: row for row in json.loads(file.read_text())["switches"]}

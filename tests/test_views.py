@@ -14,7 +14,7 @@ def test_views_are_timed_against_asking_anew_and_compared_after_equal_steps(tmp_
     few = ["--timed", "0,2", "--turns", "1", "--steps", "2", "--compared", "0,2", "--seeds", "2", "--share", "0.003"]
     threads = torch.get_num_threads()
     try:
-        benchmark.main(["--task", "digits", *few, "--json", str(file)])
+        benchmark.run(["--task", "digits", *few, "--json", str(file)])
     finally:
         torch.set_num_threads(threads)
     told = json.loads(file.read_text())
