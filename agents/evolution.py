@@ -63,6 +63,8 @@ class Evolution(PPO):
     ) -> None:
         self.pairs, self.spread, self.rate, self.memory = int(pairs), spread, rate, memory
         self.constant = constant
+        if self.pairs < 1:
+            raise ValueError("pairs must be at least 1")
         super().__init__(policy, env, **ppo)
         begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
         names = acts or list(begin)

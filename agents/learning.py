@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -141,11 +142,26 @@ def build_learner(
             policy_kwargs={"net_arch": net_arch, "activation_fn": ACTIVATIONS[activation]},
             seed=seed,
             device="cpu",
-            **{key: _number(value) for key, value in arguments.items()},
+            **numbers_in(name, arguments),
         )
     except (TypeError, ValueError, AssertionError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(f"{name} cannot be built with the arguments given: {first.rstrip('.')}.") from error
+
+
+def numbers_in(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the algorithm `name`, numbers as numbers.
+
+    Raises:
+        ConfigError: one is none where the algorithm has a number, which else shows in the middle of a training.
+    """
+    classes = reversed(algorithm_class(name).__mro__)
+    usual = {key: p.default for c in classes for key, p in inspect.signature(c.__init__).parameters.items()}  # type: ignore[misc]
+    found = {key: _number(value) for key, value in arguments.items()}
+    for key, value in found.items():
+        if type(usual.get(key)) in (int, float) and not isinstance(value, (int, float)):
+            raise ConfigError(f"arguments: {name} takes a number for {key}, got {str(value)[:60]!r}.")
+    return found
 
 
 def _number(value: Any) -> Any:

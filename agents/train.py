@@ -38,11 +38,11 @@ from agents.evaluate import FIXED, Episode, evaluate, summary
 from agents.learning import (
     Pausable,
     Selected,
-    algorithm_class,
     build_learner,
     columns_of,
     episodes_state,
     learner_state,
+    numbers_in,
     restore_episodes,
     restore_learner,
     rows_of,
@@ -124,6 +124,7 @@ class Training:
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
         self.observations, self.actions = config.observed(), config.acted()
+        discount = numbers_in(config.algorithm, config.arguments).get("gamma", 0.99)
         make = _environment(base, list(tasks), config, self.observations, self.actions)
         several = config.processes and config.environments > 1
         vector: Any = (
@@ -131,7 +132,6 @@ class Training:
             if several
             else DummyVecEnv([make] * config.environments)
         )
-        discount = float(config.arguments.get("gamma", 0.99))
         self.vector: Any = (
             VecNormalize(vector, clip_obs=CLIP, clip_reward=CLIP, gamma=discount) if config.normalise else vector
         )
@@ -407,7 +407,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
-        algorithm_class(config.algorithm)  # what cannot be had is noticed before there is a folder
+        numbers_in(config.algorithm, config.arguments)  # what cannot be had is noticed before there is a folder
         columns_of(config.observed()), rows_of(config.acted())
         state, begin = None, config.beginning()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")

@@ -678,9 +678,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--coefficients", help="file for a picture of what the learned policy set, .png or .svg")
     parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"{name}: at least 1.")
+    for name, least in (("seeds", 1), ("jobs", 1), ("first_seed", 0)):
+        if getattr(given, name) < least:
+            raise ConfigError(f"{name.replace('_', '-')}: at least {least}.")
     plot = Path(given.plot or Path(given.out) / "selection.png")
     if plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"plot: {plot} must end in .png or .svg.")

@@ -25,7 +25,7 @@ from agents import choose_policy, curves, evaluate, train
 from agents.adapt import AdaptivePolicy
 from agents.evaluate import area_under, interquartile_mean
 from agents.learning import NEUTRAL, Spaces, build_learner
-from agents.policies import Description, LearnedPolicy, load_policy, policy_of
+from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
@@ -671,6 +671,11 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--algorithm", "no_such_package:Agent"], "no_such_package"),
         (["--algorithm", "pathlib:Path"], "not a Stable-Baselines3"),
         (["--arguments", "{n_stps: 3}"], "n_stps"),
+        (["--arguments", "{gamma: high}"], "arguments: ppo takes a number for gamma, got 'high'."),
+        (["--arguments", "{clip_range: [0.1]}"], "takes a number for clip_range"),
+        (["--algorithm", EVOLUTION, "--arguments", "{rate: high}"], "takes a number for rate"),
+        (["--algorithm", EVOLUTION, "--arguments", "{gae_lambda: null}"], "takes a number for gae_lambda"),
+        (["--algorithm", EVOLUTION, "--arguments", "{pairs: 0}"], "pairs must be at least 1"),
         (["--observe", "[progress, wisdom]"], "wisdom"),
         (["--act", "[alpha, alpha]"], "twice"),
         (["--reward", "fame"], "reward"),
@@ -688,7 +693,7 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"]],
+    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"], ["--arguments", "{gamma: high}"]],
     ids=lambda flags: flags[0],
 )
 def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(flags: list[str], tmp_path: Path) -> None:

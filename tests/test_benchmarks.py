@@ -240,6 +240,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--policies", "uniform", "ssdkd={alpha: 0.5}"], "twice"),
         (["--minutes", "1"], "equal compute"),
         (["--seeds", "0"], "seeds"),
+        (["--first-seed", "-4"], "first-seed: at least 0"),
         (["--tasks", "mnist"], "--teacher"),
         (["--tasks", "mnist-400"], "task mnist-400 needs a teacher"),
         (["--tasks", "no_such_task"], "no_such_task"),
