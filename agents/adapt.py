@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.learning import Randomness, Spaces, build_learner, learner_state, restore_learner, spread
+from agents.learning import Randomness, Spaces, algorithm_class, build_learner, learner_state, restore_learner, spread
 from agents.policies import CLIP, LearnedPolicy
 from envs.rewards import OF_ACCURACY
 from ssdkd.errors import CheckpointError
@@ -41,7 +41,7 @@ class AdaptivePolicy:
         with self.random.in_force():
             self.model: Any = build_learner(
                 described.algorithm,
-                Spaces(len(described.observations), len(described.actions)),
+                Spaces(described.observations, described.actions),
                 described.net_arch,
                 described.activation,
                 self._arguments(described.arguments),
@@ -61,8 +61,6 @@ class AdaptivePolicy:
 
     def _arguments(self, trained: dict[str, Any]) -> dict[str, Any]:
         """The algorithm's arguments, cut down to what one run offers."""
-        from agents.learning import algorithm_class
-
         arguments = {k: v for k, v in trained.items() if k not in ("verbose", "device", "seed", "tensorboard_log")}
         algorithm = algorithm_class(self.description.algorithm)
         if issubclass(algorithm, OnPolicyAlgorithm):

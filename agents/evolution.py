@@ -42,7 +42,7 @@ class Evolution(PPO):
         memory: what the pairs of one update earlier still count.
         constant: move only the last layer's bias, so that the policy is a set of constants.
         start: coefficients that the policy begins with, by name, constant; else neutral.
-        acts: names of the coefficients that the action holds, in its order; none: all.
+        acts: of policies and configurations of before: the environment's `actions` names what an action sets.
         moves: names of those whose weights move while the others stay as they begin; none: all.
         ppo: arguments of PPO, for `--adapt`.
     """
@@ -67,11 +67,10 @@ class Evolution(PPO):
             raise ValueError("pairs must be at least 1")
         super().__init__(policy, env, **ppo)
         begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
-        names = acts or list(begin)
+        assert self.env is not None
+        names: list[str] = self.env.get_attr("actions")[0]
         head = self.policy.action_net
         assert isinstance(head, nn.Linear)
-        if len(names) != head.out_features:
-            raise ValueError(f"acts names {len(names)} coefficients where the policy sets {head.out_features}")
         with torch.no_grad():
             head.weight.zero_()
             head.bias.copy_(torch.tensor([begin[name] for name in names]))

@@ -21,7 +21,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
-from envs.spaces import ENTRIES, action_space
+from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError
 
@@ -52,16 +52,21 @@ def seen_space(names: list[str]) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (len(names),), dtype=np.float32)
 
 
+def set_space(names: list[str]) -> spaces.Box:
+    """The space of actions that set these coefficients."""
+    return spaces.Box(-1.0, 1.0, (len(names),), dtype=np.float32)
+
+
 class Selected(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """The environment with some entries of the observation and the action only; the other coefficients are neutral."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], observations: list[str], actions: list[str]) -> None:
         super().__init__(env)
-        self.columns, self.rows = columns_of(observations), rows_of(actions)
+        self.columns, self.rows, self.actions = columns_of(observations), rows_of(actions), actions
         full = env.observation_space
         assert isinstance(full, spaces.Box)
         self.observation_space = spaces.Box(full.low[self.columns], full.high[self.columns], dtype=np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (len(self.rows),), dtype=np.float32)
+        self.action_space = set_space(actions)
 
     def reset(self, **arguments: Any) -> tuple[np.ndarray, dict[str, Any]]:
         observation, info = self.env.reset(**arguments)
@@ -126,9 +131,8 @@ def spread(action: np.ndarray, rows: list[int]) -> np.ndarray:
 class Spaces(gymnasium.Env[np.ndarray, np.ndarray]):
     """An environment that is nothing but its spaces: what an algorithm is built on when someone else steps."""
 
-    def __init__(self, observations: int, actions: int) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (observations,), dtype=np.float32)
-        self.action_space = action_space() if actions == len(RANGES) else spaces.Box(-1.0, 1.0, (actions,))
+    def __init__(self, observations: list[str], actions: list[str]) -> None:
+        self.observation_space, self.action_space, self.actions = seen_space(observations), set_space(actions), actions
 
 
 def build_learner(

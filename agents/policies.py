@@ -37,9 +37,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor, nn
 
-from agents.learning import ACTIVATIONS, ALGORITHMS, algorithm_class, columns_of, rows_of, seen_space, spread
+from agents.learning import ACTIVATIONS, ALGORITHMS, algorithm_class, columns_of, rows_of, seen_space, set_space, spread
 from envs.rewards import REWARDS
-from envs.spaces import ENTRIES, action_space
+from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import CheckpointError, ConfigError
 from ssdkd.files import read_safetensors, write_safetensors
@@ -244,7 +244,7 @@ def _description_in(text: str, trust: bool) -> Description:
 
 def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPolicy:
     """The network that the description tells, with the weights of the file if they are exactly its own."""
-    inputs, outputs = len(described.observations), len(described.actions)
+    inputs = len(described.observations)
     arch = described.net_arch
     layers = max((arch.values() if isinstance(arch, dict) else [arch]), key=sum)
     widths = [inputs, *layers]
@@ -258,7 +258,7 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
         statistics.append(value.double().numpy())
     if (statistics[1] < 0).any():
         _refuse("its normalise.var is negative")
-    network = _network(described, outputs)
+    network = _network(described)
     expected = network.state_dict()
     found: dict[str, Tensor] = {}
     for name, value in expected.items():
@@ -278,16 +278,15 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
     return LearnedPolicy(network, described, *statistics)
 
 
-def _network(described: Description, outputs: int) -> BasePolicy:
+def _network(described: Description) -> BasePolicy:
     cls = algorithm_class(described.algorithm)
-    space = action_space() if outputs == len(RANGES) else type(action_space())(-1.0, 1.0, (outputs,))
     arguments: dict[str, Any] = {
         "net_arch": described.net_arch,
         "activation_fn": ACTIVATIONS[described.activation],
     }
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn and then replaced
         policy: BasePolicy = cls.policy_aliases["MlpPolicy"](
-            seen_space(described.observations), space, lambda _: 0.0, **arguments
+            seen_space(described.observations), set_space(described.actions), lambda _: 0.0, **arguments
         )
     return policy
 

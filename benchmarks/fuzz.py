@@ -254,7 +254,7 @@ def policy_seeds(trace: Path) -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for number, description in enumerate(described):
             path = Path(folder) / f"{number}.safetensors"
-            LearnedPolicy(_network(description, len(description.actions)), description).save(path)
+            LearnedPolicy(_network(description), description).save(path)
             seeds.append(path.read_bytes())
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # as Stable-Baselines3 lays out what it unpickles

@@ -64,7 +64,7 @@ def with_weights(
     described = replace(described, net_arch=[])
     with torch.random.fork_rng():
         torch.manual_seed(0)  # for the critic, of which nothing is asked: the same file every time
-        network = _network(described, len(described.actions))
+        network = _network(described)
     with torch.no_grad():
         head = network.action_net
         head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]
@@ -134,8 +134,6 @@ def by_hand(policy: LearnedPolicy, given: Rules, added: bool = False) -> Learned
         all_biases[row] += terms.get("", 0.0)
     before = policy.description
     described = replace(before, actions=names, training={**before.training, "added" if added else "by_hand": given})
-    if "acts" in before.arguments:  # by which a search names what it sets
-        described.arguments = {**before.arguments, "acts": names}
     return with_weights(policy, described, all_weights, all_biases, policy.mean, policy.var)
 
 

@@ -43,7 +43,7 @@ def some_policy(algorithm: str = "ppo", **fields: Any) -> LearnedPolicy:
     """An untrained policy, with normalisation that is not the identity."""
     described = Description(algorithm, [8, 8], "tanh", **fields)
     size = len(described.observations)
-    model = build_learner(algorithm, Spaces(size, len(described.actions)), [8, 8], "tanh", {}, 0)
+    model = build_learner(algorithm, Spaces(described.observations, described.actions), [8, 8], "tanh", {}, 0)
     random = np.random.default_rng(0)
     return policy_of(model, described, random.normal(size=size), random.uniform(0.5, 2.0, size))
 
@@ -180,7 +180,7 @@ def test_files_that_are_no_policy_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_zip_of_stable_baselines_needs_trust(tmp_path: Path) -> None:
-    model = PPO("MlpPolicy", Spaces(len(ENTRIES), len(RANGES)), policy_kwargs={"net_arch": [8]}, device="cpu")
+    model = PPO("MlpPolicy", Spaces(NAMES, ACTIONS), policy_kwargs={"net_arch": [8]}, device="cpu")
     model.save(tmp_path / "foreign.zip")
     with pytest.raises(CheckpointError, match="--trust"):
         load_policy(tmp_path / "foreign.zip")
@@ -766,7 +766,7 @@ def test_coefficients_may_stand_for_a_policy() -> None:
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
-    model = build_learner("ppo", Spaces(2, 1), [4], "tanh", yaml.safe_load("learning_rate: 3e-4"), 0)
+    model = build_learner("ppo", Spaces(NAMES[:2], ACTIONS[:1]), [4], "tanh", yaml.safe_load("learning_rate: 3e-4"), 0)
     assert model.learning_rate == 3e-4
 
 

@@ -24,6 +24,7 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
+    actions = ["w_div", "alpha"]  # noqa: RUF012
     seeds: list[int | None] = []  # noqa: RUF012  (cleared by who counts)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -45,7 +46,7 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
 def learner(environments: int = 2, net_arch: tuple[int, ...] = (), **arguments: Any) -> Evolution:
     vector = DummyVecEnv([lambda: Monitor(Bent())] * environments)
     kwargs = {"net_arch": list(net_arch), "activation_fn": torch.nn.Tanh}
-    return Evolution("MlpPolicy", vector, acts=["w_div", "alpha"], policy_kwargs=kwargs, seed=0, **arguments)
+    return Evolution("MlpPolicy", vector, policy_kwargs=kwargs, seed=0, **arguments)
 
 
 def test_it_learns_what_to_do_and_when() -> None:
@@ -73,14 +74,12 @@ def test_both_episodes_of_a_pair_begin_alike(environments: int) -> None:
 
 
 def test_it_begins_where_it_is_told() -> None:
-    model = learner(start={"w_div": 1.5, "alpha": 0.3})
+    model = learner(start={"w_div": 1.5, "alpha": 0.3}, acts=["alpha", "w_div"])  # of before; the environment knows
     action, _ = model.predict(np.zeros((1, 2), dtype=np.float32), deterministic=True)
     told = {"w_div": action[0, 0], "alpha": action[0, 1]}
     begun = Coefficients.from_unit([told.get(r.name, 0) for r in RANGES])
     assert begun.w_div == pytest.approx(1.5)
     assert begun.alpha == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="acts"):
-        Evolution("MlpPolicy", model.env, acts=["w_div"])
 
 
 def test_its_policy_is_read_without_trust_and_goes_on_learning(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) 
     (tmp_path / "family.yaml").write_text(yaml.safe_dump(family))
     training = {
         "algorithm": "agents.evolution:Evolution",
-        "arguments": {"pairs": 2, "acts": ["w_div", "effort"]},
+        "arguments": {"pairs": 2, "start": {"effort": 2.0}},
         "net_arch": [],
         "observe": ["progress"],
         "act": ["w_div", "effort"],
