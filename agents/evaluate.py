@@ -51,9 +51,7 @@ class Episode:
 class EvaluateConfig(TasksConfig):
     """A family's YAML, and how to judge on it."""
 
-    policies: list[str] = option(
-        ["uniform", "random", "ssdkd"], "fixed ones by name, learned, policy files, or coefficients as mappings"
-    )
+    policies: list[str] = option(list(FIXED), "fixed ones by name, learned, policy files, or coefficients as mappings")
     on: str = option("held_out", "which tasks of the family", choices=("held_out", "tasks"))
     sample: int = option(0, "so many of these tasks, drawn at random by first_seed; 0: all", low=0)
     seeds: int = option(3, "episodes of each policy on each task", low=1)

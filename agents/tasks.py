@@ -48,8 +48,9 @@ def merged(*layers: Task) -> Task:
     for layer in layers:
         for key, value in layer.items():
             below = result.get(key)
-            deep = isinstance(value, dict) and isinstance(below, dict) and key != "arguments"
-            result[key] = merged(below, value) if deep and isinstance(below, dict) else value
+            if isinstance(value, dict) and isinstance(below, dict) and key != "arguments":
+                value = merged(below, value)
+            result[key] = value
     return result
 
 
@@ -73,14 +74,14 @@ def name_of(task: Task) -> str:
 
 def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
     """Whole tasks, their teachers found, each checked against the schema before hours are spent."""
-    base = read_yaml(family.base)
+    base, root = read_yaml(family.base), Path(family.teachers_root or ".").expanduser()
     ready = []
     for task in tasks:
         whole = merged(family.common, task)
         teacher = whole.get("teacher")
         file = teacher.get("checkpoint") if isinstance(teacher, dict) else None
         if isinstance(teacher, dict) and isinstance(file, str) and file != "embedded":
-            path = Path(family.teachers_root or ".").expanduser() / Path(file).expanduser()
+            path = root / Path(file).expanduser()
             if not path.is_file():
                 raise ConfigError(
                     f"teacher {path} of a task does not exist; make the digits family's with "
@@ -89,7 +90,7 @@ def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
             whole = merged(whole, {"teacher": {"checkpoint": str(path.resolve())}})
         images = whole.get("data_root")
         if isinstance(images, str):
-            whole["data_root"] = str((Path(family.teachers_root or ".").expanduser() / images).resolve())
+            whole["data_root"] = str((root / images).resolve())
         build(RunConfig, [base, (whole, "a task of the family")])
         ready.append(whole)
     return ready

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import CLOCK, ENDLESS, Clock, engine_of, fill
+from benchmarks.round import ENDLESS, Clock, add_timing_options, engine_of, fill
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
 from ssdkd.errors import SsdkdError, run_command
@@ -124,12 +124,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--axes", default=",".join(AXES), help="what grows; comma-separated, '' for none")
     parser.add_argument("--rounds", type=int, default=3, help="rounds timed in each case")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--job", help="a ready-made job to run whole, for its peak memory")
-    parser.add_argument("--json", help="file to write")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # what the processes are given
+    add_timing_options(parser)
     given = parser.parse_args(argv)
     if given.case:
         case, processor = Case(**json.loads(given.case)), given.clock == "processor"

@@ -279,60 +279,11 @@ TARGETS = [
 # ----------------------------------------------------------------------------------------------------
 
 _PIECES = [
-    *(
-        b"\0",
-        b"\xff" * 8,
-        b"-1",
-        b"0",
-        b"1e999",
-        b"NaN",
-        b"null",
-        b"true",
-        b'""',
-        b"[]",
-        b"{}",
-        b"\n",
-        b" ",
-        b"'",
-        b'"',
-    ),
-    *(
-        b": ",
-        b"- ",
-        b"[",
-        b"]",
-        b"{",
-        b"}",
-        b"&a ",
-        b"*a",
-        b"<<: ",
-        b"!!str ",
-        b"!!binary ",
-        b"!!set ",
-        b"${",
-        b"}",
-        b"%",
-    ),
-    *(
-        b"9223372036854775807",
-        b"-9223372036854775808",
-        b"18446744073709551616",
-        b"9" * 5000,
-        b"[" * 3000,
-        b"\xed\xa0\x80",
-    ),
-    *(
-        b"cos\nsystem\n",
-        b"\x80\x04",
-        b"R.",
-        b"0.",
-        b"data_offsets",
-        b"shape",
-        b"dtype",
-        b'"F64"',
-        b'"BOOL"',
-        b"'descr'",
-    ),
+    *(b"\0", b"\xff" * 8, b"-1", b"0", b"1e999", b"NaN", b"null", b"true", b'""', b"[]", b"{}", b"\n", b" "),
+    *(b"'", b'"', b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"!!str ", b"!!binary "),
+    *(b"!!set ", b"${", b"}", b"%", b"9223372036854775807", b"-9223372036854775808", b"18446744073709551616"),
+    *(b"9" * 5000, b"[" * 3000, b"\xed\xa0\x80", b"cos\nsystem\n", b"\x80\x04", b"R.", b"0.", b"data_offsets"),
+    *(b"shape", b"dtype", b'"F64"', b'"BOOL"', b"'descr'"),
 ]
 
 
@@ -530,12 +481,7 @@ def fuzz(target: Target, seed: int, count: int, workers: int) -> Tally:
                     process.join()
                     if not cases:
                         continue
-                    case, seconds, outcome, mib = (
-                        cases[0],
-                        0.0,
-                        _end_of(process.exitcode),
-                        0.0,
-                    )
+                    case, seconds, outcome, mib = cases[0], 0.0, _end_of(process.exitcode), 0.0
                     start(cases[1:], trace)
                 else:
                     running[ready] = (process, cases[1:], trace, time.perf_counter())

@@ -25,11 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.processes import pool
-from benchmarks.make_digits import split
+from benchmarks.make_digits import share_right, split
 from ssdkd.data import LabelledImages, dataset_spec
-from ssdkd.devices import autocast_for
 from ssdkd.errors import run_command
-from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
@@ -102,11 +100,9 @@ def make(name: str, out: str) -> str:
     shift = recipe.size // 8
     options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=shift, seed=recipe.seed)
     train(teacher, as_set(train_images[rows], train_labels[rows]), options, torch.device("cpu"))
-    test = as_set(test_images, test_labels)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-    named = predictions(teacher, test.images, mean, std, autocast_for("float32", torch.device("cpu"), 0))
+    right = share_right(teacher, as_set(test_images, test_labels))
     save_weights(teacher, Path(out) / f"{name}.safetensors")
-    return f"{name}: {len(rows)} images, {accuracy(named, test.labels):.2f} % of {len(test.labels)} test digits"
+    return f"{name}: {len(rows)} images, {right:.2f} % of {len(test_labels)} test digits"
 
 
 def enlarged(images: np.ndarray, size: int) -> Tensor:

@@ -43,7 +43,21 @@ from ssdkd.models import create_model
 
 ENDLESS = 10**6  # rounds: no task ends while it is timed
 TASKS = ("digits", "mnist", "cifar10")
-CLOCK = "seconds of the clock on the wall, or of this process alone: for one thread on a busy machine"
+
+
+def add_timing_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that times something takes."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    clock = "seconds of the clock on the wall, or of this process alone: for one thread on a busy machine"
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=clock)
+    parser.add_argument("--json", help="file to write")
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """What is timed in turn, divided turn by turn: the median, and the range."""
+    ratios = sorted(mine / their for mine, their in zip(ours, theirs, strict=True))
+    return {"ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]]}
 
 
 def prepare(task: str, teacher: str | None, device: str, options: dict[str, Any]) -> Engine:
@@ -196,12 +210,10 @@ def time_round(task: str, engine: Engine, repetitions: int, processor: bool = Fa
         }
         rows.append(row | {f"above {name}": seconds for name, seconds in above.items()})
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    ratios = sorted(row["round"] / row["floor"] for row in rows)
     learning = engine.config.distillation
     return {
         "task": task,
-        "ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
+        **ratio_of([row["round"] for row in rows], [row["floor"] for row in rows]),
         "ratio_to_plainest_loss": statistics.median(row["round"] / row["plain floor"] for row in rows),
         "repetitions": repetitions,
         "round_seconds": median["round"],
@@ -356,15 +368,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")
     parser.add_argument("--repetitions", type=int, default=9, help="pairs of a round and its floor")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
     parser.add_argument("--compile", default="auto", help="auto, on, off")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
     parser.add_argument("--buffers", default="5000,50000,1000000", help="sizes for replay alone; '' for none")
     parser.add_argument("--replay-steps", type=int, default=20, help="batches for which P is computed once")
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
-    parser.add_argument("--json", help="file to write")
+    add_timing_options(parser)
     given = parser.parse_args(argv)
     require_writable(given.json, "--json")
     device, processor = choose_device(given.device), given.clock == "processor"

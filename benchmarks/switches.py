@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import CLOCK, Clock, fill, prepare
+from benchmarks.round import Clock, add_timing_options, fill, prepare, ratio_of
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, has_compiler
 from ssdkd.engine import Engine
@@ -74,12 +74,7 @@ def time_switches(
                 took[name].append(clock.time(works[name][kind]) / count)
         for row in rows:
             own = took[row["switch"]]
-            ratios = sorted(mine / theirs for mine, theirs in zip(own, took[AUTOMATIC], strict=True))
-            row[kind] = {
-                "seconds": statistics.median(own),
-                "ratio": statistics.median(ratios),
-                "ratio_range": [ratios[0], ratios[-1]],
-            }
+            row[kind] = {"seconds": statistics.median(own), **ratio_of(own, took[AUTOMATIC])}
     return rows
 
 
@@ -98,10 +93,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")
     parser.add_argument("--steps", type=int, default=5, help="student steps in a turn")
     parser.add_argument("--turns", type=int, default=7, help="turns of timing")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
-    parser.add_argument("--json", help="file to write")
+    add_timing_options(parser)
     given = parser.parse_args(argv)
     require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)

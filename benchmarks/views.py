@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import CLOCK, TASKS, Clock, fill, prepare
+from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of
 from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
@@ -58,8 +58,7 @@ def time_steps(
     for n in views:
         row: dict[str, Any] = {"views": n, "steps_per_second": 1.0 / statistics.median(seconds[n])}
         if 0 in seconds:
-            ratios = sorted(anew / stored for anew, stored in zip(seconds[0], seconds[n], strict=True))
-            row |= {"ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]]}
+            row |= ratio_of(seconds[0], seconds[n])
         rows.append(row)
     return rows
 
@@ -126,12 +125,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compared", default="0,1,2,4,8", help="numbers of views to compare in accuracy; '' for none")
     parser.add_argument("--seeds", type=int, default=3, help="runs with each number of views")
     parser.add_argument("--share", type=float, default=0.25, help="share of the job's rounds that a run takes")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="the student's step")
-    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help=CLOCK)
-    parser.add_argument("--json", help="file to write")
+    add_timing_options(parser)
     given = parser.parse_args(argv)
     require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)

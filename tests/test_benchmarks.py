@@ -272,7 +272,7 @@ def test_a_comparison_that_is_stopped_says_how_it_goes_on(
 
 
 def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
-    given = argparse.Namespace(out=str(tmp_path), teachers_root=None, data_root="data", teacher="lenet5.safetensors")
+    given = argparse.Namespace(teachers_root=None, data_root="data", teacher="lenet5.safetensors")
     config = selection.task_config("mnist-400", given, [])
     assert (config.dataset, config.teacher.name, config.buffer.capacity) == ("mnist", "lenet5", 400)
     assert config.tracking.evaluate_every == 1, "the curve needs every round"
@@ -290,7 +290,7 @@ def test_a_held_out_task_that_is_none_is_refused(task: str, monkeypatch: pytest.
 def test_a_users_own_task_file_is_left_as_it_is(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("# mine" + DIGITS_JOB)
-    given = argparse.Namespace(out=str(tmp_path), teachers_root=None, data_root=None, teacher=None)
+    given = argparse.Namespace(teachers_root=None, data_root=None, teacher=None)
     before = job.read_text()
     assert selection.task_config(str(job), given, []).rounds == 7
     assert job.read_text() == before
