@@ -149,7 +149,8 @@ def _refused_for(path: str | os.PathLike[str], option: str) -> Iterator[Path]:
     try:
         yield Path(path)
     except OSError as error:
-        raise ConfigError(f"{option}: {path} cannot be written: {error.strerror or error}.") from error
+        told = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror or error
+        raise ConfigError(f"{option}: {path} cannot be written: {told}.") from error
 
 
 def temporary_files(folder: Path, pattern: str) -> list[Path]:

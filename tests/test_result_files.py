@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(
     folder, below = tmp_path / "a folder", tmp_path / "file" / "result"
     folder.mkdir()
     below.parent.write_text("in the way")
-    for path, why in ((folder, "Is a directory"), (below, "File exists")):
+    for path, why in ((folder, "Is a directory"), (below, "Not a directory")):
         assert f"{option.strip('-')}: {path} cannot be written: {why}." in refuses(
             module, work, [*more, option, str(path)]
         )
