@@ -698,7 +698,7 @@ class Engine:
         for name, generator in self.random.items():
             generator.set_state(state["random"][name])
         torch.set_rng_state(state["global_random"])
-        if self.device.type == "cuda" and state["device_random"] is not None:
+        if self.device.type == "cuda" and state.get("device_random") is not None:
             torch.cuda.set_rng_state(state["device_random"], self.device)
         self.round, self.spent = state["round"], state["spent"]
         self.synthesized, self.seconds = state["synthesized"], state["seconds"]
