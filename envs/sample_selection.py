@@ -306,9 +306,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if key not in self._warmed:
             engine.warm_up()
             state = {name: value for name, value in engine.state_dict().items() if name in _WARMED}
-            terms = {name: value.detach() for name, value in engine._term_values.items()}
-            also = {"newest": engine.newest, "terms": terms, "asked_for": engine._asked_for}
-            self._warmed[key] = copy.deepcopy({**state, **also})
+            self._warmed[key] = copy.deepcopy({**state, "newest": engine.newest})
             return
         state = copy.deepcopy(self._warmed[key])
         engine.inverter.load_state_dict(state["inverter"])
@@ -316,7 +314,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine.probe, engine.probe_logits = state["probe"], state["probe_logits"]
         engine.synthesized, engine.seconds = state["synthesized"], state["seconds"]
         engine.phase_seconds.update(state["phase_seconds"])
-        engine.newest, engine._term_values, engine._asked_for = (state[n] for n in ("newest", "terms", "asked_for"))
+        engine.newest = state["newest"]
         engine.begin()
 
     def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:

@@ -71,10 +71,14 @@ def excess(weights: list[nn.Parameter], largest: float) -> Tensor:
 
 @dataclass
 class Replayed:
-    """What a round of replay was like; scalars still on the device."""
+    """What a round of replay was like."""
 
-    loss: Tensor  # mean weighted loss
+    loss: Tensor  # mean weighted loss; a scalar still on the device, as the next
     agreement: Tensor  # share of replayed images on which student and teacher name the same class
+    steps: int = 0
+    batch: int = 0  # images of each
+    rate: float = 1.0  # the learning rate as a share of the largest one
+    pi: Tensor | None = None  # (N,) by which was drawn
 
 
 Shown = tuple[Tensor, Tensor]  # inputs (B, c, H, W) and the teacher's logits for them (B, C)
@@ -160,7 +164,8 @@ class Distiller:
             buffer.note_replay(batch, delta)
             deltas.append(delta)
             agreed.append(agree)
-        return Replayed((weights * torch.stack(deltas)).mean(), torch.stack(agreed).float().mean())
+        loss = (weights * torch.stack(deltas)).mean()
+        return Replayed(loss, torch.stack(agreed).float().mean(), *rows.shape)
 
     def _step(self, inputs: Tensor, teacher_logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from one batch: -> how wrong the student was, and whether it named the teacher's class, each (B,)."""

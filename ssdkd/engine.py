@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -152,7 +152,6 @@ class Engine:
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
         self.texture_share = share
-        self._recipe = self.recipe()  # the newest round's
         self.stored_views = max(config.buffer.views, 1)
         keeping = config.buffer
         rendered = keeping.rendered if keeping.views else False  # else new views are drawn for every step
@@ -290,33 +289,34 @@ class Engine:
         start = self.stopwatch.now()
         inversion, probe = self.config.inversion, self.config.probe
         uniform = torch.zeros(self.spec.num_classes, device=self.device)
-        made: list[Samples] = []
+        made: list[Candidates] = []
         probe_batches = -(-probe.images // inversion.images)
         to_keep = self.recipe(), self.inversion_steps
         to_probe = self.recipe(images=min(probe.images, inversion.images)), probe.patience * self.inversion_steps
         for step in range(inversion.warmup + probe_batches):
             recipe, search_steps = to_keep if step < inversion.warmup else to_probe
-            images = self._make(recipe, self._targets(uniform, 0.0, recipe.inverted), None, 0.0, search_steps)
+            targets = self._targets(uniform, 0.0, recipe.inverted)
+            images, terms = self._make(recipe, targets, None, 0.0, search_steps)
             self.synthesized += len(images)
             if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
-                made.append(samples[samples.usable()])
-        held_back = _joined(made[len(made) - probe_batches :])[slice(0, probe.images)]
+                made.append(Candidates(samples[samples.usable()], recipe, targets, terms))
+        held_back = _joined([each.samples for each in made[len(made) - probe_batches :]])[slice(0, probe.images)]
         if len(held_back) == 0:
             raise NumericalError(
                 "the teacher's answer is not finite for any of the first images: look at its weights, and at "
                 "image.mean and image.std, which normalise what it sees."
             )
-        for samples in made[: len(made) - probe_batches]:
-            self.buffer.append(samples, delta=1.0, round_index=0)
+        for each in made[: len(made) - probe_batches]:
+            self.buffer.append(each.samples, delta=1.0, round_index=0)
         self.probe = self.distiller.to_inputs(held_back.images.permute(0, 3, 1, 2))
         self.probe_logits = held_back.logits[:, 0]
         self._take_time("warmup", start)
-        self.newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
-        self.newest = self.newest if len(self.newest) else held_back
+        newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
+        self.newest = newest if len(newest.samples) else replace(newest, samples=held_back)
         return self.begin()
 
-    newest: Samples  # what the warm-up made last
+    newest: Candidates  # what the warm-up made last
 
     def begin(self) -> Statistics:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
@@ -329,13 +329,13 @@ class Engine:
         """Make candidates for target classes that the buffer lacks, where the student errs."""
         start = self.stopwatch.now()
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
-        self._recipe = self.recipe(coefficients.textures)
-        targets = self._targets(counts, coefficients.w_div, self._recipe.inverted)
+        recipe = self.recipe(coefficients.textures)
+        targets = self._targets(counts, coefficients.w_div, recipe.inverted)
         self.learner.eval()
-        images = self._make(self._recipe, targets, self.learner, coefficients.adversarial)
-        candidates = self._judged(self._label(images))
+        images, terms = self._make(recipe, targets, self.learner, coefficients.adversarial)
+        candidates = self._judged(Candidates(self._label(images), recipe, targets, terms))
         self.synthesized += len(images)
-        self.spent += self.round_cost(0, self._recipe)
+        self.spent += self.round_cost(0, recipe)
         self._take_time("inversion", start)
         return candidates
 
@@ -376,8 +376,8 @@ class Engine:
         start = self.stopwatch.now()
         learning, buffer = self.config.distillation, self.buffer
         if buffer.size == 0:  # no image has been usable so far, which `recover` bears with for a few rounds
-            self._steps, self._batch, self._rate, silence = 0, 0, 0.0, torch.zeros((), device=self.device)
-            return Replayed(silence, silence)
+            silence = torch.zeros((), device=self.device)
+            return Replayed(silence, silence, rate=0.0)
         batch = self.batch_of(coefficients.batch)
         steps = max(1, round(coefficients.effort * learning.steps * learning.batch / batch))
         making = self.round_cost(0)
@@ -389,18 +389,17 @@ class Engine:
         weights = selection.importance_weights(pi, coefficients.beta, drawn)
         buffer.note_visits(drawn)
         rows = drawn.view(steps, batch)
-        self._rate = self.learning_rate_fraction(coefficients.anneal)
+        rate = self.learning_rate_fraction(coefficients.anneal)
         replayed = self.distiller.replay(
             buffer,
             rows,
             weights.view(steps, batch),
-            learning.learning_rate * self._rate * self.guard.step["student"],
+            learning.learning_rate * rate * self.guard.step["student"],
             self._shown(rows),
         )
-        self._replayed_by, self._steps, self._batch = pi, steps, batch
         self.spent += self.round_cost(steps, batch=batch) - making
         self._take_time("replay", start)
-        return replayed
+        return replace(replayed, pi=pi, rate=rate)
 
     def replay_probabilities(self, coefficients: Coefficients) -> Tensor:
         """P over the buffer's samples under these coefficients: (N,)."""
@@ -430,15 +429,15 @@ class Engine:
             "progress": self.progress,
             "spent": self.spent,
             "seconds": self.seconds,
-            "learning_rate": self.config.distillation.learning_rate * self._rate,
-            "learning_rate_fraction": self._rate,
+            "learning_rate": self.config.distillation.learning_rate * replayed.rate,
+            "learning_rate_fraction": replayed.rate,
             "buffer_size": float(self.buffer.size),
             "buffer_fill": self.buffer.size / self.buffer.capacity,
             "synthesized": float(self.synthesized),
-            "student_steps": float(self._steps),
-            "student_batch": float(self._batch),
+            "student_steps": float(replayed.steps),
+            "student_batch": float(replayed.batch),
             "candidates": float(len(candidates.samples)),
-            "inverted": float(self._recipe.inverted),
+            "inverted": float(candidates.recipe.inverted),
             "rollbacks": float(self.guard.rollbacks),
         }
         self.statistics = host | dict(zip(tensors, values, strict=True))
@@ -502,20 +501,11 @@ class Engine:
 
     # -- pieces of the phases -------------------------------------------------------------------------------
 
-    _asked_for: Tensor | None = None  # the newest target classes
-    _term_values: dict[str, Tensor] = {}  # noqa: RUF012  (replaced, never changed)
-    _replayed_by: Tensor | None = None  # pi of the newest replay
-    _steps: int = 0  # of the newest round, on so many images each
-    _batch: int = 0
-    _rate: float = 1.0  # its learning rate as a share of the largest one
-
     def _targets(self, counts: Tensor, w_div: float, how_many: int) -> Tensor:
         prior, random = selection.class_prior(counts, w_div), self.random["inversion"]
         if self.config.inversion.targets == "drawn" and how_many:
-            self._asked_for = torch.multinomial(prior, how_many, replacement=True, generator=random)
-        else:
-            self._asked_for = selection.draw(prior.double(), how_many, random)
-        return self._asked_for
+            return torch.multinomial(prior, how_many, replacement=True, generator=random)
+        return selection.draw(prior.double(), how_many, random)
 
     def _make(
         self,
@@ -524,11 +514,15 @@ class Engine:
         student: nn.Module | None,
         adversarial: float,
         search_steps: int | None = None,
-    ) -> Tensor:
-        """Images inverted for `targets` (B,), and textures and blends beside them: -> (M, H, W, c) uint8."""
-        made, self._term_values = [], {}  # of a search; where nothing is inverted, there is none
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images inverted for `targets` (B,), with textures and blends beside them.
+
+        Returns (M, H, W, c) uint8, and what the terms of the search came to; none where nothing was inverted.
+        """
+        made: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
         if recipe.inverted:
-            images, self._term_values = self.inverter.invert(targets, student, adversarial, search_steps)
+            images, terms = self.inverter.invert(targets, student, adversarial, search_steps)
             made.append(images)
         if recipe.textures:
             shape = (self.spec.channels, self.spec.height, self.spec.width)
@@ -536,7 +530,7 @@ class Engine:
             made.append(to_bytes(random_textures(recipe.textures, shape, self.mean, self.std, *generators)))
         if recipe.blends:
             made.append(self._blended(torch.cat(made), recipe.blends))
-        return torch.cat(made)
+        return torch.cat(made), {name: value.detach() for name, value in terms.items()}
 
     def _blended(self, images: Tensor, count: int) -> Tensor:
         """Mixtures of new images with others of the buffer, or of each other while it is empty: -> (count, H, W, c).
@@ -580,12 +574,13 @@ class Engine:
             return torch.cat([network(part).float() for part in inputs.split(self.looked_at_once)])
 
     @torch.no_grad()
-    def _judged(self, samples: Samples) -> Candidates:
-        """Add what the student has to learn from fresh samples; some of them stand for all."""
+    def _judged(self, candidates: Candidates) -> Candidates:
+        """Add what the student has to learn from them; some of them stand for all."""
         self.learner.eval()
+        samples = candidates.samples
         inputs = self.distiller.to_inputs(evenly(samples.images, JUDGED).permute(0, 3, 1, 2))
         said, learned = evenly(samples.logits[:, 0], JUDGED), self._answers(self.learner, inputs)
-        return Candidates(samples, divergence(said, learned, self.config.distillation.temperature))
+        return replace(candidates, delta=divergence(said, learned, self.config.distillation.temperature))
 
     def _shown(self, rows: Tensor) -> Iterator[Shown]:
         """What the student sees of each batch of `rows` (K, B), and what the teacher says of it."""
@@ -616,17 +611,17 @@ class Engine:
             "replay_ess": torch.ones((), device=self.device),
             "replay_top_decile": torch.full((), 0.1, device=self.device),
         }
-        if self._replayed_by is not None:
-            facts["replay_ess"] = selection.effective_share(self._replayed_by)
-            facts["replay_top_decile"] = selection.top_decile_share(evenly(self._replayed_by, MEASURED))
+        if replayed.pi is not None:
+            facts["replay_ess"] = selection.effective_share(replayed.pi)
+            facts["replay_top_decile"] = selection.top_decile_share(evenly(replayed.pi, MEASURED))
         new, usable = candidates.samples, candidates.samples.usable()
-        inverted = slice(0, max(self._recipe.inverted, 1))
+        inverted = slice(0, max(candidates.recipe.inverted, 1))
         classes_made = torch.zeros_like(share).scatter_add_(0, new.classes[inverted], usable[inverted].float())
         facts |= {
             "candidates_broken": len(new) - usable.sum(),
             "candidate_classes": (classes_made > 0).sum(),
             "candidate_pixel_spread": spread(new.images[inverted]),
-            "target_share_max": self._largest_target_share(),
+            "target_share_max": self._largest_share(candidates.targets),
             **{f"{name}_finite": all_finite(state, self.device) for name, state in self._parts().items()},
         }
         for name, values in {
@@ -639,13 +634,13 @@ class Engine:
         }.items():
             for quantile, value in zip(QUANTILES, quantiles(values), strict=True):
                 facts[f"{name}_q{round(100 * quantile)}"] = value
-        return facts | {f"term_{name}": value for name, value in self._term_values.items()}
+        return facts | {f"term_{name}": value for name, value in candidates.terms.items()}
 
-    def _largest_target_share(self) -> Tensor:
-        """Share of the class that was asked for most often."""
-        if self._asked_for is None or len(self._asked_for) == 0:
+    def _largest_share(self, targets: Tensor) -> Tensor:
+        """Share of the class that is among them most often."""
+        if len(targets) == 0:
             return torch.ones((), device=self.device)
-        return selection.class_counts(self._asked_for, self.spec.num_classes).max() / len(self._asked_for)
+        return selection.class_counts(targets, self.spec.num_classes).max() / len(targets)
 
     def _take_time(self, phase: str, start: Moment) -> None:
         self.seconds += self.stopwatch.stop(phase, start)
@@ -711,10 +706,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Fresh samples (M of them) and what the student still has to learn from an even part of them."""
+    """Fresh samples (M of them), how they were made, and what the student has to learn from an even part of them."""
 
     samples: Samples
-    delta: Tensor  # (at most JUDGED,)
+    recipe: Recipe
+    targets: Tensor  # classes (recipe.inverted,) that were searched for
+    terms: dict[str, Tensor]  # of the search, each a scalar
+    delta: Tensor = field(default_factory=lambda: torch.empty(0))  # (at most JUDGED,)
 
 
 @dataclass(frozen=True)

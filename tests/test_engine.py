@@ -435,7 +435,7 @@ def candidates_of(engine: Engine, classes: torch.Tensor, confidence: torch.Tenso
         classes=classes,
         confidence=confidence,
     )
-    return Candidates(samples, torch.ones(n))
+    return Candidates(samples, Recipe(n, 0, 0), classes, {}, torch.ones(n))
 
 
 def kept_classes(coefficients: Coefficients) -> torch.Tensor:
@@ -575,8 +575,11 @@ def test_the_student_looks_at_an_even_part_of_many_candidates() -> None:
     drive(engine, Coefficients(), rounds=1)
     few = engine.buffer.filled()[:5]
     many = few[torch.arange(5).repeat_interleave(JUDGED)]
-    every_fifth = engine._judged(many).delta
-    torch.testing.assert_close(every_fifth, engine._judged(few).delta.repeat_interleave(JUDGED)[::5])
+
+    def judged(samples: Samples) -> torch.Tensor:
+        return engine._judged(Candidates(samples, Recipe(0, len(samples), 0), torch.empty(0), {})).delta
+
+    torch.testing.assert_close(judged(many), judged(few).repeat_interleave(JUDGED)[::5])
 
 
 def test_the_spread_of_pixels_is_their_standard_deviation() -> None:
