@@ -7,8 +7,6 @@ faster early in a run, and costs two small matrix products a layer more.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor, nn
 
@@ -20,19 +18,30 @@ def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
     """Matrices (r, c) with the same singular vectors, and singular values of about 1."""
     # Newton and Schulz multiply X from the left by a polynomial of X X', again and again. Those square matrices are
     # small and are multiplied with each other, all of one size together; X itself once at the end.
-    wide = [m if m.shape[0] <= m.shape[1] else m.mT for m in matrices]
-    shares = [1.0 / norm.clamp(min=1e-12) for norm in torch._foreach_norm(wide)]
-    squares = [share**2 * (m @ m.mT) for m, share in zip(wide, shares, strict=True)]
-    alike = defaultdict(list)
-    for place, square in enumerate(squares):
-        alike[len(square)].append(place)
+    stacks = [
+        (places, torch.stack([matrices[place] if rows <= columns else matrices[place].mT for place in places]))
+        for (rows, columns), places in alike(matrices)
+    ]
+    lengths = [1.0 / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-12) for _, x in stacks]
+    squares = [length**2 * (x @ x.mT) for (_, x), length in zip(stacks, lengths, strict=True)]
+    factors = list(squares)
+    for _, places in alike([square[0] for square in squares]):
+        parts = iterated(torch.cat([squares[place] for place in places]))
+        for place, factor in zip(places, parts.split([len(squares[place]) for place in places]), strict=True):
+            factors[place] = factor
     found = list(matrices)
-    for places in alike.values():
-        factors = iterated(torch.stack([squares[place] for place in places]))
-        for place, factor in zip(places, factors, strict=True):
-            straight = (shares[place] * factor) @ wide[place]
-            found[place] = straight if wide[place] is matrices[place] else straight.mT
+    for (places, x), length, factor in zip(stacks, lengths, factors, strict=True):
+        for place, matrix in zip(places, (length * factor) @ x, strict=True):
+            found[place] = matrix if matrix.shape == matrices[place].shape else matrix.mT
     return found
+
+
+def alike(matrices: list[Tensor]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Each shape among them, and where it is."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        places.setdefault((matrix.shape[0], matrix.shape[1]), []).append(place)
+    return list(places.items())
 
 
 def iterated(squares: Tensor) -> Tensor:
