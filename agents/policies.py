@@ -200,6 +200,15 @@ def _refuse(what: str) -> NoReturn:
     raise ValueError(what)
 
 
+def fault_in(layers: Any) -> str | None:
+    """Why a policy cannot have these hidden layers; None where it can."""
+    if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
+        return f"is not a list of at most {MOST_LAYERS} layers"
+    if not all(type(width) is int and 1 <= width <= WIDEST for width in layers):
+        return f"has a layer that is not of 1 to {WIDEST} units"
+    return None
+
+
 def _description_in(text: str, trust: bool) -> Description:
     values = json.loads(text)
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
@@ -221,10 +230,9 @@ def _description_in(text: str, trust: bool) -> Description:
         )
     arch = described.net_arch
     for layers in arch.values() if isinstance(arch, dict) else [arch]:
-        if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
-            _refuse(f"its net_arch is not a list of at most {MOST_LAYERS} layers")
-        if not all(type(width) is int and 1 <= width <= WIDEST for width in layers):
-            _refuse(f"its net_arch has a layer that is not of 1 to {WIDEST} units")
+        fault = fault_in(layers)
+        if fault is not None:
+            _refuse(f"its net_arch {fault}")
     if isinstance(arch, dict) and set(arch) not in ({"pi", "vf"}, {"pi", "qf"}):
         _refuse("its net_arch names neither pi and vf nor pi and qf")
     for listed in (described.observations, described.actions):

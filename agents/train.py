@@ -47,7 +47,7 @@ from agents.learning import (
     restore_learner,
     rows_of,
 )
-from agents.policies import CLIP, Description, LearnedPolicy, load_policy, policy_of
+from agents.policies import CLIP, Description, LearnedPolicy, fault_in, load_policy, policy_of
 from agents.tasks import Task, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import OF_ACCURACY, REWARDS
@@ -409,6 +409,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     if given.resume is None:
         numbers_in(config.algorithm, config.arguments)  # what cannot be had is noticed before there is a folder
         columns_of(config.observed()), rows_of(config.acted())
+        fault = fault_in(config.net_arch)
+        if fault is not None:
+            raise ConfigError(f"net_arch {fault}, so that its policy could not be read: {str(config.net_arch)[:60]}.")
         state, begin = None, config.beginning()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))

@@ -693,8 +693,13 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--observe", "[wisdom]"], ["--act", "[alpha, alpha]"], ["--arguments", "{gamma: high}"]],
-    ids=lambda flags: flags[0],
+    [
+        ["--observe", "[wisdom]"],
+        ["--act", "[alpha, alpha]"],
+        ["--arguments", "{gamma: high}"],
+        *(["--net-arch", layers] for layers in ("[2048]", "[0]", "[-3]", "[8, 8, 8, 8, 8, 8, 8]")),
+    ],
+    ids=" ".join,
 )
 def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(flags: list[str], tmp_path: Path) -> None:
     assert train.main([*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]) == 2
