@@ -228,7 +228,7 @@ def parse_command_line(
     `extra` are flags outside the schema: (name, meaning, default). Of the keys in `exclusive`, one given on the
     command line unsets the others that the file set. `--help` and `--print-config` end the process.
     """
-    parser = _parser(schema, prog, description, extra)
+    parser = _parser(schema, prog, description, extra, default_config)
     argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
     known, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -263,7 +263,7 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
     merged = OmegaConf.structured(schema)
     for values, source in layers:
         _refuse_unknown_keys(schema, values, source)
-        _forget_what_was_of_another_model(merged, values)
+        _forget_what_was_of_another(merged, values)
         try:
             merged = OmegaConf.merge(merged, values)
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
@@ -287,8 +287,10 @@ def _settle_switches(config: Any) -> None:
             setattr(config, entry.name, {"true": "on", "false": "off"}.get(str(value).lower(), value))
 
 
-def _forget_what_was_of_another_model(merged: DictConfig, values: dict[str, Any]) -> None:
-    """A layer that names another model starts without the arguments and weights of the one before."""
+def _forget_what_was_of_another(merged: DictConfig, values: dict[str, Any]) -> None:
+    """A layer that names another model or algorithm starts without what the one before was given."""
+    if "algorithm" in merged and values.get("algorithm", merged.algorithm) != merged.algorithm:
+        merged.arguments = {}
     for role in ("teacher", "student"):
         given = values.get(role)
         if role not in merged or not isinstance(given, dict):
@@ -355,11 +357,14 @@ def _config_folders() -> list[Path]:
 
 
 def _parser(
-    schema: type[Any], prog: str, description: str, extra: Sequence[tuple[str, str, Any]]
+    schema: type[Any], prog: str, description: str, extra: Sequence[tuple[str, str, Any]], usual: str | None
 ) -> argparse.ArgumentParser:
     usage = f"{prog} [--config NAME_OR_FILE] [--KEY VALUE ...]"
     parser = _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a ready-made config by name, or a YAML file")
+    config = "a ready-made config by name, or a YAML file"
+    if usual is not None:
+        config += f" (default: {usual}, whose values go before the defaults below)".replace("%", "%%")
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help=config)
     parser.add_argument("--print_config", action="store_true", help="show the effective configuration and stop")
     for name, meaning, default in extra:
         if isinstance(default, bool):

@@ -706,6 +706,25 @@ def test_what_cannot_be_trained_is_noticed_before_there_is_a_folder(flags: list[
     assert not (tmp_path / "runs").exists()
 
 
+def test_another_algorithm_begins_without_the_arguments_of_the_one_before() -> None:
+    usual, _ = train._read([], "train-digits")
+    other, _ = train._read(["--algorithm", "sac"], "train-digits")
+    assert "pairs" in usual.arguments
+    assert (other.algorithm, other.arguments, other.family) == ("sac", {}, usual.family)
+    given, _ = train._read(["--algorithm", "sac", "--arguments", "{batch_size: 8}"], "train-digits")
+    assert given.arguments == {"batch_size": 8}
+    same, _ = train._read(["--arguments", "{moves: [effort]}"], "train-digits")
+    assert same.arguments == {**usual.arguments, "moves": ["effort"]}
+
+
+def test_the_help_names_the_config_that_is_taken_where_none_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "(default: train-digits, whose values go before the defaults below)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_reward_of_accuracy_needs_tasks_with_an_evaluation_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
