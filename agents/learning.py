@@ -23,7 +23,7 @@ from torch import nn
 
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, SsdkdError
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "sac": SAC, "td3": TD3}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -148,9 +148,15 @@ def build_learner(
             device="cpu",
             **numbers_in(name, arguments),
         )
-    except (TypeError, ValueError, AssertionError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"{name} cannot be built with the arguments given: {first.rstrip('.')}.") from error
+    except (SsdkdError, EOFError, ConnectionError):  # the latter two of an environment's process
+        raise
+    except Exception as error:  # whatever the algorithm makes of its arguments
+        raise ConfigError(f"{name} cannot be built with the arguments given: {first_line(error)}.") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or else its kind, as the end of a sentence."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".:")
 
 
 def numbers_in(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

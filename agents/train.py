@@ -21,8 +21,9 @@ import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ from agents.evaluate import FIXED, Episode, evaluate, summary
 from agents.learning import (
     Pausable,
     Selected,
+    Spaces,
     build_learner,
     columns_of,
     episodes_state,
+    first_line,
     learner_state,
     numbers_in,
     restore_episodes,
@@ -48,7 +51,7 @@ from agents.learning import (
     rows_of,
 )
 from agents.policies import CLIP, Description, LearnedPolicy, fault_in, load_policy, policy_of
-from agents.tasks import Task, family_from, held_out_tasks, merged, name_of, training_tasks
+from agents.tasks import Task, TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import ENTRIES
@@ -326,6 +329,7 @@ def _steps_of(line: str) -> float:
 
 def train(
     config: TrainConfig,
+    family: TasksConfig,
     folder: RunFolder,
     begin: LearnedPolicy | None = None,
     state: dict[str, Any] | None = None,
@@ -333,12 +337,9 @@ def train(
 ) -> Path:
     """Learn until `config.steps`, from the beginning, perhaps with a policy, or from a checkpoint's `state`.
 
-    Returns the policy's file.
+    The family's tasks are whole, as `whole_family` gives them. Returns the policy's file.
     """
-    family = family_from(config.family, config.teachers_root)
-    tasks = training_tasks(family)
-    _require_accuracy(tasks, family.base, config.reward)
-    training = Training(config, tasks, family.base)
+    training = Training(config, family.tasks, family.base)
     model = training.model
     try:
         if state is None:
@@ -351,7 +352,7 @@ def train(
         if not quiet:
             outputs.append(HumanOutputFormat(sys.stdout))
         model.set_logger(Logger(str(folder.path), outputs))
-        judge = judge_on(held_out_tasks(family), family.base, config, folder, model.num_timesteps)
+        judge = judge_on(family.held_out, family.base, config, folder, model.num_timesteps)
         with StopSignals() as signals:
             record = Record(training, folder, judge, signals)
             if config.steps > model.num_timesteps:
@@ -370,11 +371,22 @@ def train(
             "a process that played an episode has ended, perhaps for lack of memory; go on from the last checkpoint "
             f"with: python -m agents.train --resume {folder.path}"
         ) from error
-    except BaseException:
+    except BaseException as error:
         _abandon(training.vector)
+        if isinstance(error, Exception) and _is_of_the_algorithm(error):
+            raise ConfigError(
+                f"{config.algorithm} cannot learn with the arguments given: {first_line(error)}."
+            ) from error
         raise
     training.vector.close()
     return folder / POLICY
+
+
+def _is_of_the_algorithm(error: Exception) -> bool:
+    """Whether it arose while learning, and neither in an episode nor where something is written."""
+    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    others = ("envs", "ssdkd", "stable_baselines3.common.callbacks")  # the latter call Record
+    return any(m.startswith("stable_baselines3") for m in modules) and not any(m.startswith(others) for m in modules)
 
 
 def _abandon(vector: VecEnv) -> None:
@@ -407,12 +419,13 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
-        numbers_in(config.algorithm, config.arguments)  # what cannot be had is noticed before there is a folder
-        columns_of(config.observed()), rows_of(config.acted())
+        columns_of(config.observed()), rows_of(config.acted())  # what cannot be is noticed before there is a folder
         fault = fault_in(config.net_arch)
         if fault is not None:
             raise ConfigError(f"net_arch {fault}, so that its policy could not be read: {str(config.net_arch)[:60]}.")
-        state, begin = None, config.beginning()
+        state, begin, family = None, config.beginning(), whole_family(config)
+        spaces = DummyVecEnv([lambda: Spaces(config.observed(), config.acted())] * config.environments)
+        build_learner(config.algorithm, spaces, config.net_arch, config.activation, config.arguments, config.seed)
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
     else:
@@ -423,15 +436,25 @@ def run(argv: Sequence[str] | None = None) -> None:
             if not key.startswith(HARMLESS):
                 raise ConfigError(f"{key} was {old!r} in {folder.path} and is {new!r} now; start a new training.")
         state = _newest_state(folder)
-        begin = config.beginning() if state is None else None
+        begin, family = config.beginning() if state is None else None, whole_family(config)
     with folder.claimed():
-        print(f"policy: {train(config, folder, begin, state, given.quiet)}")
+        print(f"policy: {train(config, family, folder, begin, state, given.quiet)}")
+
+
+def whole_family(config: TrainConfig) -> TasksConfig:
+    """The family with all its tasks, each whole and fit for the reward."""
+    family = family_from(config.family, config.teachers_root)
+    tasks = training_tasks(family)
+    _require_accuracy(tasks, family.base, config.reward)
+    return replace(family, tasks=tasks, held_out=held_out_tasks(family))
 
 
 def _require_accuracy(tasks: Sequence[Task], base: str, reward: str) -> None:
     """A reward of accuracy needs tasks with an evaluation set; known here, before a worker ends by it."""
+    if reward not in OF_ACCURACY:
+        return
     values, _ = read_yaml(base)
-    for task in tasks if reward in OF_ACCURACY else ():
+    for task in tasks:
         whole = merged(values, task)
         if not has_evaluation(whole.get("dataset"), whole.get("data_root")):
             raise ConfigError(

@@ -676,6 +676,8 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--algorithm", EVOLUTION, "--arguments", "{rate: high}"], "takes a number for rate"),
         (["--algorithm", EVOLUTION, "--arguments", "{gae_lambda: null}"], "takes a number for gae_lambda"),
         (["--algorithm", EVOLUTION, "--arguments", "{pairs: 0}"], "pairs must be at least 1"),
+        (["--arguments", "{n_epochs: 0}"], "ppo cannot learn with the arguments given"),
+        (["--algorithm", "td3", "--arguments", "{policy_delay: 0, learning_starts: 0}"], "td3 cannot learn"),
         (["--observe", "[progress, wisdom]"], "wisdom"),
         (["--act", "[alpha, alpha]"], "twice"),
         (["--reward", "fame"], "reward"),
@@ -697,6 +699,10 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence(
         ["--observe", "[wisdom]"],
         ["--act", "[alpha, alpha]"],
         ["--arguments", "{gamma: high}"],
+        ["--arguments", "{n_steps: 0}"],
+        ["--arguments", "{buffer: 3}"],
+        ["--algorithm", "sac", "--arguments", "{buffer_size: 1_000_000_000_000_000}"],
+        ["--family", "nofile"],
         *(["--net-arch", layers] for layers in ("[2048]", "[0]", "[-3]", "[8, 8, 8, 8, 8, 8, 8]")),
     ],
     ids=" ".join,
@@ -733,6 +739,7 @@ def test_a_reward_of_accuracy_needs_tasks_with_an_evaluation_set(
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 4, "dataset": None, "image": image}))
     assert train.main(asked) == 2
     assert "no evaluation set" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
