@@ -1,13 +1,16 @@
 """Make what the default run ships: a teacher for 8x8 digits, and the digits it is measured on.
 
-    python -m benchmarks.make_digits
+    python -m benchmarks.make_digits --out FOLDER       # ssdkd/assets, where what ships lies, is overwritten if named
 
 Needs scikit-learn (`pip install -e '.[dev]'`), whose copy of the UCI handwritten digits is split here into
-1,437 images for the teacher and 360, of every class its share, that it never saw. Writes `ssdkd/assets`.
+1,437 images for the teacher and 360, of every class its share, that it never saw.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,13 +20,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-import ssdkd
 from ssdkd.data import LabelledImages, dataset_spec
+from ssdkd.errors import run_command
 from ssdkd.evaluation import accuracy, predictions
+from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
 
-ASSETS = Path(ssdkd.__file__).parent / "assets"
+TEACHER, DIGITS = "digits_teacher.safetensors", "digits.npz"
 
 
 def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -40,7 +44,12 @@ def share_right(teacher: nn.Module, test: LabelledImages) -> float:
     return accuracy(predictions(teacher, test.images, mean, std, nullcontext()), test.labels)
 
 
-def main() -> None:
+def run(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; files of before are overwritten")
+    out = Path(parser.parse_args(argv).out)
+    for name in (TEACHER, DIGITS):
+        require_writable(out / name, "--out")
     train_images, test_images, train_labels, test_labels = split()
     spec = dataset_spec("digits")
     as_set = lambda x, y: LabelledImages(torch.from_numpy(x)[:, None], torch.from_numpy(y).long(), spec)  # noqa: E731
@@ -51,11 +60,15 @@ def main() -> None:
     train(teacher, as_set(train_images, train_labels), options, torch.device("cpu"))
     teacher.half().float()  # measured as it is stored
     right = share_right(teacher, as_set(test_images, test_labels))
-    ASSETS.mkdir(exist_ok=True)
-    save_weights(teacher.half(), ASSETS / "digits_teacher.safetensors")  # half the size; read back as float32
-    np.savez_compressed(ASSETS / "digits.npz", test_images=test_images, test_labels=test_labels.astype(np.int64))
+    save_weights(teacher.half(), out / TEACHER)  # half the size; read back as float32
+    np.savez_compressed(out / DIGITS, test_images=test_images, test_labels=test_labels.astype(np.int64))
     print(f"teacher: {right:.2f} % of {len(test_labels)} test digits")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    return run_command(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

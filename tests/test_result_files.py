@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_agents import tiny_family, train_flags
 from test_benchmarks import SMALL
 
+import ssdkd
 from agents import evaluate, train
 from agents.policies import DEFAULT
 from benchmarks import (
@@ -18,6 +20,7 @@ from benchmarks import (
     field,
     kill_test,
     learning_curve,
+    make_digits,
     make_family,
     mean_policy,
     screen,
@@ -29,6 +32,7 @@ from benchmarks import round as rounds
 from ssdkd.errors import ConfigError, run_command
 from ssdkd.files import atomic_write_text, require_writable, write_result
 
+ASSETS = Path(ssdkd.__file__).parent / "assets"
 FILES: list[tuple[Any, str, str, list[str]]] = [  # module, what does the work, option, what else it needs
     (evaluate, "evaluate", "--out", []),
     (cost, "in_a_process", "--json", []),
@@ -43,6 +47,7 @@ FILES: list[tuple[Any, str, str, list[str]]] = [  # module, what does the work, 
 ]
 FOLDERS: list[tuple[Any, str, list[str]]] = [
     (field, "play", ["--size", "tiny"]),
+    (make_digits, "train", []),
     (make_family, "save_images", []),
     (selection, "play_all", []),
 ]
@@ -95,6 +100,19 @@ def test_a_folder_that_cannot_be_one_is_refused_at_once(
     (tmp_path / "file").write_text("in the way")
     assert "--out: " in refuses(module, work, [*more, "--out", str(tmp_path / "file")])
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_digits_are_made_where_it_is_said_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(make_digits, "train", lambda *_: None)
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            make_digits.main(words)
+    assert make_digits.main(["--out", str(tmp_path / "new")]) == 0
+    torch.set_num_threads(threads)
+    made, shipped = (np.load(folder / "digits.npz") for folder in (tmp_path / "new", ASSETS))
+    assert np.array_equal(made["test_images"], shipped["test_images"])
+    assert (tmp_path / "new" / "digits_teacher.safetensors").is_file()
 
 
 def test_a_training_is_refused_a_folder_that_cannot_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
