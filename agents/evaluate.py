@@ -6,6 +6,7 @@ Every policy plays the same tasks from the same seeds, so they start from the sa
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class Episode:
 class EvaluateConfig(TasksConfig):
     """A family's YAML, and how to judge on it."""
 
-    policies: list[str] = option(list(FIXED), "fixed ones by name, learned, policy files, or coefficients as mappings")
+    policies: list[Any] = option(list(FIXED), "fixed ones by name, learned, policy files, or coefficients as mappings")
     on: str = option("held_out", "which tasks of the family", choices=("held_out", "tasks"))
     sample: int = option(0, "so many of these tasks, drawn at random by first_seed; 0: all", low=0)
     seeds: int = option(3, "episodes of each policy on each task", low=1)
@@ -71,7 +72,7 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
     right: list[float | None] = []
     right_at: list[float] = []
     for _, info, ended in rounds_of(env, policy, seed):
-        at.append(info["statistics"]["progress"])
+        at.append(info["statistics"]["progress"] if at else 0.0)  # what a warm-up took of the minutes counts too
         logs.append(log_kl(info["statistics"]))
         if accuracy_every and (ended or env.engine.round % accuracy_every == 0):
             right.append(env.engine.accuracy(env.engine.student))
@@ -102,6 +103,15 @@ def rounds_of(env: SampleSelectionEnv, policy: Policy, seed: int) -> Iterator[tu
         action, _ = policy.predict(observation, deterministic=True)
         observation, _, ended, _, info = env.step(action)
         yield observation, info, ended
+
+
+def names_of(policies: Sequence[Any]) -> list[str]:
+    """Policies as a YAML may have them, coefficients as the text that `policy_by` takes."""
+    for policy in policies:
+        if not isinstance(policy, (str, dict)):
+            raise ConfigError(f"policies: expected names and mappings of coefficients, got {str(policy)[:60]!r}.")
+    dumped = (p if isinstance(p, str) else yaml.safe_dump(p, default_flow_style=True, width=math.inf) for p in policies)
+    return [text.strip() for text in dumped]
 
 
 def policy_by(name: str, seed: int, trust: bool = False) -> Any:
@@ -218,7 +228,7 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
     if 0 < config.sample < len(tasks):
         drawn = np.random.default_rng(config.first_seed).choice(len(tasks), config.sample, replace=False)
         tasks = [tasks[i] for i in drawn]
-    names = [*config.policies, *([given.policy] if given.policy else [])]
+    names = [*names_of(config.policies), *([given.policy] if given.policy else [])]
     if not names:
         raise ConfigError("policies: name at least one.")
     for name in names:

@@ -102,7 +102,7 @@ def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned
         right: list[float] = []
         for observation, info, _ in rounds_of(env, shifted, seed + number):
             pair.begins = pair.begins or {e.name: float(v) for e, v in zip(ENTRIES, observation, strict=True)}
-            at.append(info["statistics"]["progress"])
+            at.append(info["statistics"]["progress"] if at else 0.0)  # what a warm-up took of the minutes counts too
             right.append(accuracy_in(env))
         pair.area.append(area_under(at, right))
         pair.final.append(right[-1])

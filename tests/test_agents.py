@@ -23,10 +23,11 @@ from test_env import TINY
 
 from agents import choose_policy, curves, evaluate, train
 from agents.adapt import AdaptivePolicy
-from agents.evaluate import area_under, interquartile_mean
+from agents.evaluate import area_under, interquartile_mean, rounds_of
 from agents.learning import NEUTRAL, Spaces, build_learner
 from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
+from benchmarks import screen
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
 from ssdkd.coefficients import RANGES, Coefficients
@@ -794,6 +795,34 @@ def test_coefficients_may_stand_for_a_policy() -> None:
     for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}"):
         with pytest.raises(ConfigError, match="policies"):
             evaluate.policy_by(wrong, seed=0)
+    mappings = [{"alpha": 0.75, "beta": [0.0, 1.0]}, {r.name: r.neutral for r in RANGES}]
+    assert evaluate.names_of(["ssdkd", *mappings])[:2] == ["ssdkd", "{alpha: 0.75, beta: [0.0, 1.0]}"]
+    assert [yaml.safe_load(text) for text in evaluate.names_of(mappings)] == mappings
+    for wrong in (3, None, ["alpha"]):
+        with pytest.raises(ConfigError, match="policies: expected names and mappings of coefficients"):
+            evaluate.names_of([wrong])
+
+
+def test_a_curve_begins_where_the_budget_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up takes of a budget in minutes, so that the first progress is above 0."""
+    begun: list[float] = []
+
+    def late(*arguments: Any) -> Any:
+        for observation, info, ended in rounds_of(*arguments):
+            info["statistics"]["progress"] = max(info["statistics"]["progress"], 0.4)
+            yield observation, info, ended
+
+    def area(at: list[float], values: list[float]) -> float:
+        begun.append(at[0])
+        return area_under(at, values)
+
+    tiny_family(tmp_path)
+    for module in (evaluate, screen):
+        monkeypatch.setattr(module, "rounds_of", late)
+        monkeypatch.setattr(module, "area_under", area)
+    evaluate.play("uniform", *base_and_task(tmp_path), seed=0)
+    screen.play_pair(0, "uniform", 0, *base_and_task(tmp_path), {})
+    assert begun == [0.0] * 4
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
