@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -265,7 +266,7 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
         _refuse_unknown_keys(schema, values, source)
         _forget_what_was_of_another(merged, values)
         try:
-            merged = OmegaConf.merge(merged, values)
+            merged = OmegaConf.merge(merged, _plain(values, "", source))
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(_type_message(schema, values, source, error)) from error
     try:
@@ -275,6 +276,17 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
     _settle_switches(config)
     _check_values(config, "")
     return typing.cast(Schema, config)
+
+
+def _plain(value: Any, key: str, source: str) -> Any:
+    """Values with NumPy's numbers as Python's; an integer beyond all sizes is refused by its key."""
+    if isinstance(value, dict):
+        return {name: _plain(inner, f"{key}.{name}" if key else str(name), source) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner, key, source) for inner in value]
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(f"{key} in {source}: a whole number of more than 64 bits; give a smaller one.")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _settle_switches(config: Any) -> None:
@@ -422,10 +434,13 @@ def _type_name(hint: Any) -> str:
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     if hint in names:
         return names[hint]
-    arguments = [a for a in typing.get_args(hint) if a is not type(None)]
-    if len(arguments) == 1 and typing.get_origin(hint) is not list:
-        return _type_name(arguments[0])
-    return "list of numbers" if typing.get_origin(hint) is list else "mapping"
+    kind, arguments = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not type(None)]
+    if kind is list:
+        of = {float: "numbers", int: "whole numbers", str: "names", Any: "values"}
+        return f"list of {of.get(arguments[0], 'mappings')}"
+    if kind is dict:
+        return "mapping of names to numbers" if arguments[1] is float else "mapping"
+    return _type_name(arguments[0]) if len(arguments) == 1 else "mapping"
 
 
 def _leaf_types(schema: type[Any], prefix: str = "") -> dict[str, Any]:
@@ -488,19 +503,24 @@ def _type_message(schema: type[Any], values: dict[str, Any], source: str, error:
     types = _leaf_types(schema)
     leaf = next((k for k in types if key == k or key.startswith((f"{k}.", f"{k}["))), None)
     if leaf is None:
-        wrong = next(
-            (
-                k
-                for k, t in types.items()
-                if _type_name(t) == "mapping" and not isinstance(_at(values, k), (dict, type(None)))
-            ),
-            None,
-        )
-        if wrong is None:
+        leaf = next((k for k in types if not _fits(schema, k, _at(values, k))), None)
+        if leaf is None:
             return f"{source}: {_first_line(error)}."
-        leaf = wrong
     value = _at(values, leaf)
     return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {_cut(value)}."
+
+
+def _fits(schema: type[Any], key: str, value: Any) -> bool:
+    """Whether a value alone is taken, for errors that do not say where they arose."""
+    if value is None:
+        return True
+    alone: dict[str, Any] = {}
+    _nest(alone, key, value)
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), alone)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def _at(values: dict[str, Any], key: str) -> Any:
@@ -522,6 +542,8 @@ def _check_values(config: Any, prefix: str) -> None:
             close = difflib.get_close_matches(str(value).lower(), choices, 1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {_cut(value)}{hint}")
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ConfigError(f"{name}: a whole number of more than 64 bits; give a smaller one.")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value}.")

@@ -64,6 +64,9 @@ class Curve:
     runs: list[Record]
 
 
+_TOLD = ("teacher_parameters", "student_parameters", "buffer_images", "synthesized_images", "seconds")
+
+
 def read_run(path: str | os.PathLike[str]) -> Record:
     """Read a run folder, of a run that is finished, going on, or was killed.
 
@@ -79,6 +82,9 @@ def read_run(path: str | os.PathLike[str]) -> Record:
     if not lines:
         raise SsdkdError(f"{folder / METRICS} holds no round yet; wait for the first one.")
     summary = folder.read_json(SUMMARY) if (folder / SUMMARY).is_file() else {}
+    lacking = [name for name in _TOLD if summary and not isinstance(summary.get(name), (int, float))]
+    if lacking:
+        raise SsdkdError(f"{folder / SUMMARY} has no number for {lacking[0]}: is it of another version of ssdkd?")
     shown = next((folder / name for name in (REPLAYS, PICTURE) if (folder / name).is_file()), None)
     return Record(
         folder.path.resolve(),

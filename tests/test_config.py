@@ -3,17 +3,18 @@
 import argparse
 import re
 import typing
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ssdkd
-from ssdkd.config import RunConfig, build, from_mapping, parse_command_line, read_yaml, to_yaml
+from ssdkd.config import RunConfig, build, from_mapping, option, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import ConfigError
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
@@ -112,7 +113,8 @@ def test_keys_that_are_not_words_are_refused(tmp_path: Path) -> None:
         ("image: {mean: 0.3}", "image.mean", "list of numbers", "0.3"),
         ("image: {mean: [a]}", "image.mean", "list of numbers", "['a']"),
         ("inversion: {terms: 5}", "inversion.terms", "mapping", "5"),
-        ("inversion: {terms: {one_hot: strong}}", "inversion.terms", "mapping", "strong"),
+        ("inversion: {terms: {one_hot: strong}}", "inversion.terms", "mapping of names to numbers", "strong"),
+        ("inversion: {terms: {one_hot: true}}", "inversion.terms", "mapping of names to numbers", "True"),
         ("inversion: 3", "inversion", "mapping", "3"),
         ("inversion:", "inversion", "mapping", "None"),
         ("out: [a]", "out", "text", "['a']"),
@@ -131,6 +133,26 @@ def test_a_wrong_type_is_refused_by_key_with_what_was_expected_and_what_came(
 def test_a_wrong_type_on_the_command_line_is_refused_the_same_way() -> None:
     assert refusal("--seed", "soon") == "seed in the command line: expected whole number, got 'soon'."
     assert "--seed" in refusal("--seed")
+
+
+@dataclass
+class Lists:
+    names: list[str] | None = option(None, "which")
+    sizes: list[int] = option([], "how large")
+    parts: list[dict[str, Any]] = option([], "what of")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"names": "progress"}, "names in options: expected list of names, got 'progress'."),
+        ({"sizes": [0.5]}, "sizes in options: expected list of whole numbers, got [0.5]."),
+        ({"parts": [3]}, "parts in options: expected list of mappings, got [3]."),
+    ],
+)
+def test_a_list_is_called_by_what_it_is_of(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
+        from_mapping(Lists, values)
 
 
 @pytest.mark.parametrize("text", ["teacher: {arguments: [1]}", "inversion: {terms: [1]}"])
@@ -245,6 +267,25 @@ def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
     assert refusal("--distillation.learning-rate", value).startswith(
         "distillation.learning_rate: expected a finite number"
     )
+
+
+@pytest.mark.parametrize("key", ["seed", "minutes", "distillation.learning_rate", "teacher.arguments.width"])
+def test_an_integer_beyond_all_sizes_is_refused_by_key(key: str) -> None:
+    *groups, name = key.split(".")
+    for many in (10**400, -(10**5000)):
+        values: dict[str, Any] = {name: many}
+        for group in reversed(groups):
+            values = {group: values}
+        with pytest.raises(ConfigError, match=f"^{key} in options: a whole number of more than 64 bits"):
+            from_mapping(RunConfig, values)
+    assert refusal("--seed", f"'{10**400}'").startswith("seed: a whole number of more than 64 bits")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"seed": np.int64(3), "buffer": {"fresh": np.bool_(True)}, "image": {"mean": [np.float32(0.5)]}}
+    config = from_mapping(RunConfig, given)
+    assert (config.seed, config.buffer.fresh, config.image.mean) == (3, True, [0.5])
+    assert from_mapping(RunConfig, {"distillation": {"temperature": np.float32(0.1)}}).distillation.temperature > 0.0999
 
 
 def test_null_is_allowed_exactly_where_the_default_is_null() -> None:

@@ -143,6 +143,17 @@ def test_a_folder_that_is_no_run_is_named(
     assert said.count("\n") == 1
 
 
+def test_a_summary_that_lacks_what_is_told_is_named(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((runs["ssdkd-seed0"] / name).read_bytes())
+    (tmp_path / "summary.json").write_text('{"rounds": 1}')
+    for words in ([str(tmp_path)], [str(tmp_path), str(runs["uniform-seed0"])]):
+        assert report.main([*words, "--out", str(tmp_path / "page.html")]) == 2
+        assert "summary.json has no number for teacher_parameters" in capsys.readouterr().err
+
+
 def test_names_cannot_smuggle_in_markup(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "<b>run&"
     folder.mkdir()
