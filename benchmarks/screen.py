@@ -33,10 +33,11 @@ from agents.evaluate import area_under, policy_by, rounds_of
 from agents.fixed import Policy
 from agents.policies import LearnedPolicy
 from agents.processes import pool
-from agents.tasks import Task, family_from, name_of, training_tasks
+from agents.tasks import Task, family_from, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
+from ssdkd.config import RunConfig, read_yaml
 from ssdkd.errors import ConfigError, run_command
 from ssdkd.files import require_writable, write_result
 
@@ -51,6 +52,7 @@ SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "textures": 0.35,
 }  # not `batch`, which is but halved or doubled; nor `gamma` and `beta`, which lose either way, and `eta` with them
 RISING = "*progress"
+BEGINS = '{"number":'  # a file of pairs
 CURVE = np.linspace(0.0, 1.0, 31)  # of the compute
 
 
@@ -160,10 +162,10 @@ def columns(pairs: Sequence[Pair], by: str | None) -> dict[str, np.ndarray]:
 def show(pairs: Sequence[Pair], by: str | None = None) -> None:
     """A table: each shift, and what it is worth."""
     told_apart = columns(pairs, by)
-    if len(pairs) <= len(told_apart):
+    shifted = np.stack(list(told_apart.values()), axis=1)
+    if len(pairs) <= len(told_apart) or np.linalg.matrix_rank(shifted) < len(told_apart):  # signs may go together
         print(f"{len(pairs)} pairs are too few to tell of {len(told_apart)} effects")
         return
-    shifted = np.stack(list(told_apart.values()), axis=1)
     found = {name: effects(shifted, halves) for name, halves in halves_of(pairs).items()}
     print(f"{len(pairs)} pairs on {len({pair.task for pair in pairs})} tasks")
     print(f"| shifted | by | {' | '.join(found)} |")
@@ -178,10 +180,20 @@ def read(file: Path) -> list[Pair]:
     if not file.is_file():
         return []
     try:
-        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+        text = file.read_text(encoding="utf-8")
+        if text[: len(BEGINS)] != BEGINS[: len(text)]:  # which may have been cut off
+            raise ValueError(f"it does not begin with {BEGINS}")
+        whole = text.rpartition("\n")[0]
         return [Pair(**json.loads(line)) for line in whole.splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"--out: {file} is no file of pairs ({error}); name another.") from error
+
+
+def no_longer_than(longest: int, tasks: Sequence[Task], base: Task) -> list[Task]:
+    """The tasks over `base` whose budget is at most so many rounds, and not in minutes."""
+    usual = {"rounds": RunConfig.rounds, "minutes": None}
+    wholes = [(task, merged(usual, base, task)) for task in tasks]
+    return [task for task, its in wholes if its["minutes"] is None and its["rounds"] and its["rounds"] <= longest]
 
 
 def turn(text: str) -> tuple[str, float]:
@@ -219,7 +231,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     policy = policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
     mark = policy.fingerprint() if isinstance(policy, LearnedPolicy) else given.policy
     family = family_from(given.family, given.teachers_root)
-    tasks = [task for task in training_tasks(family) if task.get("rounds", 0) <= given.longest]
+    tasks = no_longer_than(given.longest, training_tasks(family), read_yaml(family.base)[0])
     if not tasks:
         raise ConfigError(f"--longest: the family has no task of at most {given.longest} rounds.")
     out = Path(given.out)

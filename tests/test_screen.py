@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from benchmarks.screen import Pair, columns, effects, halves_of, main, play_pair, shift_at
+from benchmarks.screen import Pair, columns, effects, halves_of, main, no_longer_than, play_pair, shift_at, show
 from ssdkd.coefficients import RANGES
 
 TINY = """
@@ -87,6 +88,32 @@ def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
     spread = np.std([pair.begins["budget"] for pair in pairs])
     assert list(shifted) == ["`effort` | 0.25", f"`effort` | 0.25, `budget` {spread:.3f} higher"]
     assert found == pytest.approx([1.0, 2.0], rel=0.2)
+
+
+def test_pairs_whose_signs_go_together_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    both = [{"effort": 0.25 * sign, "alpha": -0.3 * sign} for sign in (1.0, -1.0, 1.0, 1.0)]
+    show([Pair(n, "", 0, "", shifts, {}, [1.0, 2.0], [1.0, 2.0], [[0.0] * 31] * 2) for n, shifts in enumerate(both)])
+    assert capsys.readouterr().out == "4 pairs are too few to tell of 2 effects\n"
+
+
+def test_tasks_are_chosen_by_their_rounds_wherever_these_stand() -> None:
+    tasks: list[dict[str, Any]] = [{"rounds": 3}, {}, {"rounds": None}, {"minutes": 1.0}, {"rounds": 30}]
+    assert no_longer_than(20, tasks, {"rounds": 20}) == [{"rounds": 3}, {}]
+    assert no_longer_than(19, tasks, {"rounds": 20}) == [{"rounds": 3}]
+    assert no_longer_than(20, tasks, {"minutes": 1.0}) == []
+    assert no_longer_than(100, [{}], {}) == [{}]
+
+
+@pytest.mark.parametrize("held", ["a letter without a line's end", '{"seed": 1}\n'])
+def test_a_file_of_somebody_else_is_left_as_it_is(
+    held: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family, out = tmp_path / "tiny.yaml", tmp_path / "letter.txt"
+    family.write_text(TINY)
+    out.write_text(held)
+    assert main(["--family", str(family), "--policy", "ssdkd", "--pairs", "1", "--out", str(out)]) == 2
+    assert "is no file of pairs" in capsys.readouterr().err
+    assert out.read_text() == held
 
 
 def test_what_cannot_be_judged_or_told_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
