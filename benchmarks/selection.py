@@ -35,7 +35,6 @@ import math
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
@@ -451,23 +450,20 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
         known = {f"{HELD_OUT}{n + 1}": each for n, each in enumerate(held_out_tasks(family))}
         if task not in known:
             raise ConfigError(f"--tasks: {task!r} is none of {', '.join(known)}.")
-        layer = merged(read_yaml(family.base)[0], every_round, known[task])
+        base, over = read_yaml(family.base), known[task]
     else:
-        job = task.split("-")[0] if task in TASKS else task
-        layer = merged(read_yaml(job)[0], every_round, TASKS.get(task, {}))
+        base, over = read_yaml(task.split("-")[0] if task in TASKS else task), TASKS.get(task, {})
     if task != "digits" and not task.startswith(HELD_OUT):  # whose teachers and images are known
         own = {"data_root": given.data_root} if given.data_root else {}
         own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(task).stem)}.yaml"
-        path.write_text(yaml.safe_dump(merged(layer, own), sort_keys=False), encoding="utf-8")
-        config, _ = parse_command_line(
-            RunConfig,
-            ["--config", str(path), *options],
-            prog="python -m benchmarks.selection",
-            description="",
-            exclusive=("rounds", "minutes"),
-        )
+    config, _ = parse_command_line(
+        RunConfig,
+        options,
+        prog="python -m benchmarks.selection",
+        description="",
+        exclusive=("rounds", "minutes"),
+        below=[base, (merged(every_round, over, own), f"task {task}")],
+    )
     if config.minutes is not None:
         raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
     if config.teacher.checkpoint is None:
@@ -478,12 +474,9 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
 
 def named_tasks(tasks: Sequence[str], teachers_root: str | None) -> list[str]:
     """Each once, `held-out` as the tasks that it stands for."""
-    named = list(dict.fromkeys(tasks))
-    if "held-out" in named:
-        place = named.index("held-out")
-        how_many = len(held_out_tasks(family_from("family", teachers_root)))
-        named[place : place + 1] = [f"{HELD_OUT}{n + 1}" for n in range(how_many)]
-    return named
+    how_many = len(held_out_tasks(family_from("family", teachers_root))) if "held-out" in tasks else 0
+    all_held_out = [f"{HELD_OUT}{n + 1}" for n in range(how_many)]
+    return list(dict.fromkeys(name for task in tasks for name in (all_held_out if task == "held-out" else [task])))
 
 
 def named_rules(policies: Sequence[str]) -> dict[str, str]:

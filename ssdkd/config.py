@@ -223,10 +223,12 @@ def parse_command_line(
     extra: Sequence[tuple[str, str, Any]] = (),
     default_config: str | None = None,
     exclusive: Sequence[str] = (),
+    below: Sequence[tuple[dict[str, Any], str]] = (),
 ) -> tuple[Schema, argparse.Namespace]:
     """Read `--config`, then every other flag over it: -> the configuration and the values of the `extra` flags.
 
-    `extra` are flags outside the schema: (name, meaning, default). Of the keys in `exclusive`, one given on the
+    `extra` are flags outside the schema: (name, meaning, default). `below` are mappings that all of it goes over, each
+    with the name of its source. Of the keys in `exclusive`, one given on the
     command line unsets the others that the file set. `--help` and `--print-config` end the process.
     """
     parser = _parser(schema, prog, description, extra, default_config)
@@ -237,7 +239,7 @@ def parse_command_line(
         name = flag.lstrip("-").split("=")[0]
         raise ConfigError(f"unknown option {_with_dashes(flag.split('=')[0])}{_nearest(name, _leaves(schema), '--')}")
     given = vars(known)
-    layers: list[tuple[dict[str, Any], str]] = []
+    layers = list(below)
     source = given.pop("config") or default_config
     if source is not None:
         layers.append(read_yaml(source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,20 @@ def test_a_held_out_task_that_is_none_is_refused(task: str, monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"none of held-out-1, .*held-out-6"):
         selection.task_config(task, given, [])
     assert selection.task_config("held-out-6", given, []).dataset == "digits"
+
+
+def test_a_task_is_compared_once_however_often_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "held_out_tasks", lambda _: [{}] * 2)
+    named = selection.named_tasks(["held-out-2", "digits", "held-out", "digits", "held-out"], None)
+    assert named == ["held-out-2", "digits", "held-out-1"]
+
+
+def test_a_mistake_in_a_users_own_task_file_is_told_by_its_name(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(DIGITS_JOB.replace("rounds", "roundz"))
+    given = argparse.Namespace(teachers_root=None, data_root=None, teacher=None)
+    with pytest.raises(ConfigError, match=f"^unknown key roundz in {re.escape(str(job))}"):
+        selection.task_config(str(job), given, [])
 
 
 def test_a_users_own_task_file_is_left_as_it_is(tmp_path: Path) -> None:
