@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import yaml
 
 from agents.tasks import merged
-from benchmarks.selection import first_reached
+from benchmarks.selection import differing, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, SsdkdError, run_command
 from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
@@ -167,8 +167,12 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
     """Begin a run, or go on with it, until it is finished or the time is up: -> whether it is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     begun, job, asked = run_in(folder), folder / "job.yaml", yaml.safe_dump(settings, sort_keys=False)
-    if begun is not None and job.read_text(encoding="utf-8") != asked:
-        raise ConfigError(f"{folder} is a run with other settings: choose another --out, or remove that folder.")
+    if begun is not None:
+        other = differing(read_yaml(str(job))[0], settings) if job.is_file() else ["job.yaml is missing"]
+        if other:
+            raise ConfigError(
+                f"{folder} is a run with other settings ({other[0]}): choose another --out, or remove that folder."
+            )
     if begun is not None and (begun / SUMMARY).is_file():
         return True
     if time.monotonic() > deadline:
@@ -321,7 +325,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     require_writable(out / "field.png", "--out")
     require_writable(given.json, "--json")
     over: Settings = {"seed": given.seed, "device": given.device, "precision": given.precision}
-    over |= {"threads": given.threads, "data_root": given.data_root, "compile": given.compile}
+    data_root = str(Path(given.data_root).expanduser().resolve()) if given.data_root else None
+    over |= {"threads": given.threads, "data_root": data_root, "compile": given.compile}
     weights = given.teacher
     if weights is None and size.teacher_training:
         own = out / f"teacher-{given.size}.safetensors"

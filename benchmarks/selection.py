@@ -384,15 +384,19 @@ def read(job: Job, folder: RunFolder) -> Outcome:
 def _refuse_another(job: Job, folder: RunFolder) -> None:
     """A finished run of the same name must be the same run."""
     mark = folder.read_json(MARK) if (folder / MARK).is_file() else {}
-    held = dict(flat(read_yaml(str(folder / CONFIG))[0]))
-    wanted = dict(flat(yaml.safe_load(to_yaml(job.config))))
-    other = [k for k in {**held, **wanted} if held.get(k) != wanted.get(k) and not k.startswith(command.HARMLESS)]
+    other = differing(read_yaml(str(folder / CONFIG))[0], yaml.safe_load(to_yaml(job.config)))
     decides = {"rule": "set of coefficients", "digest": "learned policy"}
     other += [called for name, called in decides.items() if mark.get(name) != getattr(job, name)]
     if other:
         raise ConfigError(
             f"{folder.path} is a run with another {other[0]}: choose another --out, or remove that folder."
         )
+
+
+def differing(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The dotted keys at which two settings would be two runs."""
+    one, other = dict(flat(held)), dict(flat(wanted))
+    return [k for k in {**one, **other} if one.get(k) != other.get(k) and not k.startswith(command.HARMLESS)]
 
 
 def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:

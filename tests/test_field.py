@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,8 +62,27 @@ def test_a_comparison_that_ran_out_of_time_is_finished_by_the_same_command(tmp_p
     assert json.loads((tmp_path / "field.json").read_text())["target"] == second["target"]
     again = field.run(words)
     assert again["curves"] == second["curves"], "what is finished is not repeated"
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match=r"other settings \(precision\)"):
         field.run([*words, "--precision", "bfloat16"])
+    assert field.run([*words, "--data-root", "."])["curves"] == second["curves"], "where images lie is no setting"
+    (tmp_path / "dafl-seed0" / "job.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"dafl-seed0 is a run with other settings \(job.yaml is missing\)"):
+        field.run(words)
+
+
+def test_images_are_found_from_wherever_the_comparison_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = []
+
+    def noted(folder: Path, settings: dict[str, Any], deadline: float) -> bool:
+        roots.append(settings["data_root"])
+        return False
+
+    monkeypatch.setattr(field, "play", noted)
+    monkeypatch.chdir(tmp_path)
+    field.run(["--size", "tiny", "--out", "out", "--methods", "ssdkd", "--data-root", "images"])
+    assert roots == [str(tmp_path / "images")]
 
 
 def test_a_run_whose_round_takes_too_long_to_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
