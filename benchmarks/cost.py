@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import names_in, require_at_least
 from benchmarks.round import ENDLESS, Clock, add_timing_options, engine_of, fill
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
@@ -132,12 +133,13 @@ def run(argv: Sequence[str] | None = None) -> None:
         case, processor = Case(**json.loads(given.case)), given.clock == "processor"
         print(json.dumps(time_case(case, given.rounds, given.threads, given.device, processor)))
         return
+    require_at_least(given, rounds=1, threads=1)
+    axes = names_in(given.axes, AXES, "--axes")
     require_writable(given.json, "--json")
     told: dict[str, Any] = {"cases": [], "threads": given.threads, "clock": given.clock, "rounds": given.rounds}
     seen: dict[Case, dict[str, Any]] = {}
     common = ["--rounds", str(given.rounds), "--threads", str(given.threads)]
     common += ["--device", given.device, "--clock", given.clock]
-    axes = [axis for axis in given.axes.split(",") if axis]
     if axes:
         print(
             f"{'':<19} {'s a round':>9} {'inversion':>9} {'replay':>9} {'rest':>9} {'peak MiB':>9} {'bytes/sample':>12}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.processes import pool
+from benchmarks.arguments import require_at_least
 from ssdkd import run as command
 from ssdkd.errors import run_command
 
@@ -36,6 +37,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     known, options = parser.parse_known_args(argv)
+    require_at_least(known, first=0, seeds=1, jobs=1)
     print(f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}")
     gaps = []
     with pool(known.jobs) as workers:

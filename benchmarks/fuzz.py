@@ -527,6 +527,8 @@ def main() -> int:
     parser.add_argument("--target", choices=[target.name for target in TARGETS], help="only this one")
     parser.add_argument("--case", type=int, help="repeat this case of the target and show it")
     given = parser.parse_args()
+    if given.workers < 1 or given.cases < 1:
+        parser.error("--workers and --cases must be at least 1")
     chosen = [target for target in TARGETS if given.target in (None, target.name)]
     if given.case is not None:
         if given.target is None:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.processes import pool
+from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import share_right, split
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.errors import run_command
@@ -131,6 +132,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder for weights and images")
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args(argv)
+    require_at_least(given, processes=1)
     require_writable(Path(given.out) / "validation.npz", "--out")
     save_images(Path(given.out))
     with pool(given.processes) as workers:

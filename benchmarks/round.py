@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import names_in, numbers_in, require_at_least
 from ssdkd import selection
 from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
 from ssdkd.build import build_engine, image_spec
@@ -37,7 +38,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.distiller import make_optimizer
 from ssdkd.engine import Engine
-from ssdkd.errors import run_command
+from ssdkd.errors import ConfigError, run_command
 from ssdkd.files import require_writable, write_result
 from ssdkd.models import create_model
 
@@ -375,6 +376,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", default="1,28,28", help="channels, height, width in those buffers")
     add_timing_options(parser)
     given = parser.parse_args(argv)
+    require_at_least(given, repetitions=1, replay_steps=1, threads=1)
+    tasks, buffers = names_in(given.tasks, TASKS, "--tasks"), numbers_in(given.buffers, "--buffers")
+    shape = numbers_in(given.image, "--image")
+    if len(shape) != 3:
+        raise ConfigError(f"--image: expected channels, height and width, got {given.image!r}.")
     require_writable(given.json, "--json")
     device, processor = choose_device(given.device), given.clock == "processor"
     torch.set_num_threads(given.threads)
@@ -383,17 +389,17 @@ def run(argv: Sequence[str] | None = None) -> None:
     options = {"precision": given.precision, "compile": given.compile, "threads": given.threads}
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rounds = []
-    for task in filter(None, given.tasks.split(",")):
+    for task in tasks:
         engine = prepare(task, teachers.get(task), given.device, options)
         rounds.append(time_round(task, engine, given.repetitions, processor))
         show_round(rounds[-1])
     step = next((row["student_step_seconds"] for row in rounds if row["task"] == "cifar10"), None)
-    channels, height, width = (int(n) for n in given.image.split(","))
+    channels, height, width = shape
     replays = []
     print("\nreplay: draw, weights, gather, update")
-    for capacity in (int(n) for n in given.buffers.split(",") if n):
-        shape = (channels, height, width)
-        replays.append(time_replay(capacity, shape, 256, given.replay_steps, given.repetitions, device, processor))
+    for capacity in buffers:
+        image = (channels, height, width)
+        replays.append(time_replay(capacity, image, 256, given.replay_steps, given.repetitions, device, processor))
         show_replay(replays[-1], step)
     if replays and "torchrl" not in replays[0]["microseconds"]:
         print("    torchrl is not installed, so its buffer was not timed (pip install torchrl)")

@@ -34,6 +34,7 @@ from agents.fixed import Policy
 from agents.policies import LearnedPolicy
 from agents.processes import pool
 from agents.tasks import Task, family_from, merged, name_of, training_tasks
+from benchmarks.arguments import require_at_least
 from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
@@ -226,8 +227,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     if given.by is not None and given.by not in {entry.name for entry in ENTRIES}:
         raise ConfigError(f"--by: {given.by!r} is no entry of the observation.")
     turned = dict(turn(text) for text in given.turn) if given.turn else SHIFTS
-    if given.pairs < 1 or given.first_seed < 0:
-        raise ConfigError("--pairs must be at least 1 and --first-seed at least 0.")
+    require_at_least(given, pairs=1, first_seed=0, processes=1)
     policy = policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
     mark = policy.fingerprint() if isinstance(policy, LearnedPolicy) else given.policy
     family = family_from(given.family, given.teachers_root)

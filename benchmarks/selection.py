@@ -51,6 +51,7 @@ from agents.learning import NEUTRAL
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
 from agents.processes import pool
 from agents.tasks import family_from, held_out_tasks, merged
+from benchmarks.arguments import require_at_least
 from envs.spaces import ENTRIES
 from ssdkd import run as command
 from ssdkd.build import build_engine
@@ -675,9 +676,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--coefficients", help="file for a picture of what the learned policy set, .png or .svg")
     parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
-    for name, least in (("seeds", 1), ("jobs", 1), ("first_seed", 0)):
-        if getattr(given, name) < least:
-            raise ConfigError(f"{name.replace('_', '-')}: at least {least}.")
+    require_at_least(given, seeds=1, jobs=1, first_seed=0)
     plot = Path(given.plot or Path(given.out) / "selection.png")
     if plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"plot: {plot} must end in .png or .svg.")

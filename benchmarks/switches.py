@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.round import Clock, add_timing_options, fill, prepare, ratio_of
+from benchmarks.arguments import names_in, require_at_least
+from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, has_compiler
 from ssdkd.engine import Engine
@@ -95,12 +96,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=7, help="turns of timing")
     add_timing_options(parser)
     given = parser.parse_args(argv)
+    require_at_least(given, steps=1, turns=1, threads=1)
+    tasks = names_in(given.tasks, TASKS, "--tasks")
     require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rows: list[dict[str, Any]] = []
     print(f"{'':<28}{'a student step':>34}{'an inversion step':>34} {'first':>7}")
-    for task in filter(None, given.tasks.split(",")):
+    for task in tasks:
         processor = given.clock == "processor"
         timed = time_switches(task, teachers.get(task), given.device, given.steps, given.turns, processor)
         for row in timed:

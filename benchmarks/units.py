@@ -20,13 +20,14 @@ from collections.abc import Sequence
 import torch
 
 from agents.tasks import family_from, training_tasks
+from benchmarks.arguments import require_at_least
 from benchmarks.round import Clock
 from benchmarks.selection import named_tasks, task_config
 from ssdkd import costs
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import run_command
 
 STARTED = (0, 250_000, 500_000, 1_000_000, 2_000_000)
 
@@ -63,14 +64,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", help="weights of MNIST's teacher")
     parser.add_argument("--rounds", type=int, default=7, help="rounds to time, of which the median counts")
     given = parser.parse_args(argv)
-    if given.rounds < 1 or given.family < 0:
-        raise ConfigError("rounds and family: give at least one round, and no fewer than 0 tasks.")
+    require_at_least(given, rounds=1, family=0)
     torch.set_num_threads(1)
     family = family_from("family", given.teachers_root) if given.teachers_root else None
+    configs = {task: task_config(task, given, []) for task in named_tasks(given.tasks, given.teachers_root)}
     counts = " | ".join(f"{started / 1e6:g} M" for started in STARTED)
     print(f"| task | in seconds | counted: {counts} |\n" + "| --- " * (2 + len(STARTED)) + "|")
-    for task in named_tasks(given.tasks, given.teachers_root):
-        in_seconds, counted = ratios(task_config(task, given, []), given.rounds)
+    for task, config in configs.items():
+        in_seconds, counted = ratios(config, given.rounds)
         print(f"| {task} | {in_seconds:.1f} | " + " | ".join(f"{c:.1f}" for c in counted) + " |", flush=True)
     if family is None or not given.family:
         return

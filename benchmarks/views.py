@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import numbers_in, require_at_least
 from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of
 from ssdkd import run as command
 from ssdkd.build import build_engine
@@ -129,9 +130,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="the student's step")
     add_timing_options(parser)
     given = parser.parse_args(argv)
+    require_at_least(given, steps=1, turns=1, seeds=1, share=0, threads=1)
+    timed, compared = numbers_in(given.timed, "--timed", 0), numbers_in(given.compared, "--compared", 0)
     require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)
-    timed, compared = ([int(n) for n in text.split(",") if n] for text in (given.timed, given.compared))
     options = {"device": given.device, "precision": given.precision, "compile": given.compile, "threads": given.threads}
     told: dict[str, Any] = {"task": given.task, "clock": given.clock, **options}
     told |= {"steps": [], "accuracy": []}
