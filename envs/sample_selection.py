@@ -16,7 +16,7 @@ import torch
 from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import Memory, action_space, observation_space, observe, task_facts
 from ssdkd.build import build_engine
-from ssdkd.coefficients import Coefficients
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
@@ -166,10 +166,14 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine: Engine | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if reward not in REWARDS:
+        if not isinstance(reward, str) or reward not in REWARDS:
             raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {reward!r}.")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode: expected rgb_array or human, got {render_mode!r}.")
+        if tasks is not None and not (isinstance(tasks, (list, tuple)) and tasks and all(_is_task(t) for t in tasks)):
+            raise ConfigError(f"tasks: expected a list of mappings over the config, at least one, got {_cut(tasks)}.")
+        if not isinstance(warm_starts, (int, np.integer)) or isinstance(warm_starts, bool) or warm_starts < 0:
+            raise ConfigError(f"warm_starts: expected a whole number from 0 on, got {_cut(warm_starts)}.")
         self.observation_space = observation_space()
         self.action_space = action_space()
         self.render_mode = render_mode
@@ -177,7 +181,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._given = engine
         self._layers = [] if engine else [_as_layer(config)]
         self._tasks = list(tasks or [{}])
-        self._warm_starts = warm_starts
+        self._warm_starts = int(warm_starts)
         self._warmed: dict[str, dict[str, Any]] = {}  # starting states; copied in and out, never shared
         self._engine: Engine | None = engine
         self._loop: Generator[Statistics, Coefficients, None] | None = None
@@ -217,7 +221,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._loop is None:
             raise gymnasium.error.ResetNeeded("the episode has ended or not begun: call reset() first")
-        coefficients = Coefficients.from_unit(np.asarray(action, dtype=np.float64).ravel().tolist())
+        coefficients = _coefficients_of(action)
         before = self.memory.now
         with self._own_randomness():
             after = self._play(coefficients, before)
@@ -355,9 +359,29 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return {"statistics": statistics, "coefficients": self.memory.coefficients.as_dict(), "task": self._task}
 
 
+def _is_task(task: Any) -> bool:
+    return isinstance(task, dict) and all(isinstance(key, str) for key in task)
+
+
+def _cut(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def _coefficients_of(action: Any) -> Coefficients:
+    try:
+        units = np.asarray(action, dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        units = np.zeros(0)
+    if len(units) != len(RANGES):
+        raise ConfigError(f"an action is {len(RANGES)} numbers, one for each coefficient, not {_cut(action)}.")
+    return Coefficients.from_unit(units.tolist())
+
+
 def _as_layer(config: str | dict[str, Any] | RunConfig) -> tuple[dict[str, Any], str]:
     if isinstance(config, str):
         return read_yaml(config)
     if isinstance(config, RunConfig):
         return asdict(config), "the environment's config"
+    if not isinstance(config, dict):
+        raise ConfigError(f"config: expected a name, a YAML file, a mapping or a RunConfig, got {_cut(config)}.")
     return config, "the environment's config"

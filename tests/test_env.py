@@ -285,6 +285,32 @@ def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], options: A
         env.step(np.zeros(SIZE))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        *(
+            ({"tasks": tasks}, "tasks: expected a list of mappings over the config, at least one")
+            for tasks in ({"rounds": 3}, "abc", ["digits"], [None], [{3: 4}], [])
+        ),
+        *(({"config": config}, "config: expected a name, a YAML file") for config in (None, 3, ["digits"])),
+        *(({"warm_starts": n}, "warm_starts: expected a whole number") for n in (-1, 1.5, "2", None, True)),
+        *(({"reward": reward}, "reward: expected one of") for reward in ("fame", ["area"], None)),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_at_once(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        tiny_env(**arguments)
+
+
+@pytest.mark.parametrize("action", [None, "up", 0.5, np.zeros(SIZE + 1), [[0.0], [0.0, 1.0]]])
+def test_an_action_that_is_none_is_refused_and_the_episode_goes_on(action: Any) -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match=f"an action is {SIZE} numbers"):
+        env.step(action)
+    assert env.step([0.0] * SIZE)[0].shape == env.observation_space.shape
+
+
 def test_no_step_before_reset_or_after_the_end() -> None:
     env = tiny_env(config={**TINY, "rounds": 1})
     with pytest.raises(gymnasium.error.ResetNeeded):
