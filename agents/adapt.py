@@ -83,7 +83,7 @@ class AdaptivePolicy:
         self.last = {"seen": seen}
         policy = self.model.policy
         policy.set_training_mode(False)
-        with self.random.in_force(), torch.no_grad():
+        with self.random.in_force(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             if self.on_policy:
                 drawn, value, log_probability = policy(torch.as_tensor(seen))
                 self.last |= {"value": value, "log_probability": log_probability}
@@ -117,7 +117,7 @@ class AdaptivePolicy:
         seen = self.learned.seen(observation)[None]
         over = np.array([ended])
         self.model.num_timesteps += 1
-        with self.random.in_force():
+        with self.random.in_force(), torch.autocast("cpu", enabled=False):
             if self.on_policy:
                 buffer = self.model.rollout_buffer
                 buffer.add(

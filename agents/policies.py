@@ -97,7 +97,8 @@ class LearnedPolicy:
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Observations (..., entries) -> actions (..., coefficients) in [-1, 1]."""
-        action, _ = self.network.predict(self.seen(observation), deterministic=deterministic)
+        with torch.autocast("cpu", enabled=False):  # the caller's is not the policy's, and NumPy knows no bfloat16
+            action, _ = self.network.predict(self.seen(observation), deterministic=deterministic)
         return spread(action, self.rows), state
 
     def value(self, observation: Any) -> np.ndarray | None:
@@ -105,7 +106,7 @@ class LearnedPolicy:
         inputs = torch.as_tensor(self.seen(observation))
         flat = inputs.reshape(-1, inputs.shape[-1])
         network: Any = self.network
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             if isinstance(network, ActorCriticPolicy):
                 worth = network.predict_values(flat)[:, 0]
             elif hasattr(network, "critic") and hasattr(network.critic, "q_networks"):
@@ -122,7 +123,7 @@ class LearnedPolicy:
         if value is not None:
             told["value"] = float(value)
         network: Any = self.network
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             if isinstance(network, ActorCriticPolicy) and hasattr(network, "log_std"):
                 told["spread"] = float(network.log_std.exp().mean())
             elif hasattr(getattr(network, "actor", None), "get_action_dist_params"):

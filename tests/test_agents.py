@@ -111,6 +111,24 @@ def test_a_policy_may_read_some_entries_and_set_some_coefficients(tmp_path: Path
     np.testing.assert_allclose(actions[0, [ACTIONS.index("effort"), ACTIONS.index("alpha")]], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_the_callers_autocast_changes_no_decision(algorithm: str) -> None:
+    policy, observations = some_policy(algorithm), some_observations()
+
+    def decided() -> list[Any]:
+        torch.manual_seed(0)  # what an action of sac is worth is drawn
+        learning = AdaptivePolicy(policy)
+        drawn = [learning.predict(observations[0])[0].tolist()]
+        learning.learn(0.5, observations[1], False)
+        action, value = policy.predict(observations, deterministic=True)[0], policy.value(observations)
+        assert value is not None
+        return [*drawn, action.tolist(), value.tolist(), policy.diagnostics(observations[0])]
+
+    alone = decided()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decided() == alone
+
+
 def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
     """The same file with another description or other tensors, properly sealed, as a forger would."""
     held, metadata = read_safetensors(path, "policy", sealed=True)
