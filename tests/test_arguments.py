@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cost, default_run, fuzz, learning_curve, make_family, screen, switches, units, views
+from benchmarks import cost, default_run, learning_curve, make_family, screen, switches, units, views
 from benchmarks import round as rounds
 from ssdkd.errors import run_command
 
@@ -58,6 +58,7 @@ def test_an_option_that_cannot_be_is_one_sentence(
 
 
 def test_fuzzing_takes_a_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fuzz = pytest.importorskip("benchmarks.fuzz", reason="POSIX")
     monkeypatch.setattr("sys.argv", ["fuzz", "--workers", "0"])
     with pytest.raises(SystemExit) as ended:
         fuzz.main()
