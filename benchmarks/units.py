@@ -42,9 +42,9 @@ def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
     making, step = [], []
     for _ in range(min(rounds, config.rounds or rounds)):
         clock.seconds = {}
-        loop.send(neutral)
+        facts = loop.send(neutral)
         making.append(clock.seconds["making"])
-        step.append(clock.seconds["replay"] / engine._steps)
+        step.append(clock.seconds["replay"] / facts["student_steps"])
         if engine.finished:
             break
     in_force, counted = costs.STARTED, []
