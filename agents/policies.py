@@ -110,7 +110,8 @@ class LearnedPolicy:
             if isinstance(network, ActorCriticPolicy):
                 worth = network.predict_values(flat)[:, 0]
             elif hasattr(network, "critic") and hasattr(network.critic, "q_networks"):
-                worth = torch.cat(network.critic(flat, network.actor(flat)), dim=1).min(dim=1).values
+                action = network._predict(flat, deterministic=True)
+                worth = torch.cat(network.critic(flat, action), dim=1).min(dim=1).values
             else:
                 return None
         values: np.ndarray = worth.reshape(inputs.shape[:-1]).numpy() * self.description.reward_scale

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,23 @@ def test_rendered_views_teach_the_very_same_student() -> None:
         assert torch.equal(a, b)
     assert tiny_engine(changed(buffer={"views": 3})).buffer.rendered is not None
     assert tiny_engine(changed(buffer={"views": 0})).buffer.rendered is None, "nobody would look at it"
+
+
+def test_a_step_that_cannot_be_compiled_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("ptxas is missing")
+
+    by_torch = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **options: by_torch(network, backend=broken, **options))
+    network, inputs = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    forward = devices.compiled(network)
+    with pytest.warns(UserWarning, match=r"without being compiled .*ptxas is missing"):
+        answer = forward(inputs)
+    assert torch.equal(answer, network(inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once, and not tried again
+        forward(inputs).sum().backward()
+    assert network.weight.grad is not None
 
 
 @pytest.mark.slow
