@@ -71,8 +71,8 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
     logs: list[float] = []
     right: list[float | None] = []
     right_at: list[float] = []
-    for _, info, ended in rounds_of(env, policy, seed):
-        at.append(info["statistics"]["progress"] if at else 0.0)  # what a warm-up took of the minutes counts too
+    for _, info, progress, ended in rounds_of(env, policy, seed):
+        at.append(progress)
         logs.append(log_kl(info["statistics"]))
         if accuracy_every and (ended or env.engine.round % accuracy_every == 0):
             right.append(env.engine.accuracy(env.engine.student))
@@ -94,15 +94,20 @@ def play(name: str, base: str, task: Task, seed: int, accuracy_every: int = 1, t
     )
 
 
-def rounds_of(env: SampleSelectionEnv, policy: Policy, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any], bool]]:
-    """One episode, decided without exploring: observation, info and whether it has ended, from the reset on."""
+def rounds_of(
+    env: SampleSelectionEnv, policy: Policy, seed: int
+) -> Iterator[tuple[np.ndarray, dict[str, Any], float, bool]]:
+    """One episode, decided without exploring: observation, info, progress and whether it has ended, from the reset on.
+
+    Progress begins at 0: what a warm-up takes of a budget in minutes counts as the first round's.
+    """
     observation, info = env.reset(seed=seed)
     ended = False
-    yield observation, info, ended
+    yield observation, info, 0.0, ended
     while not ended:
         action, _ = policy.predict(observation, deterministic=True)
         observation, _, ended, _, info = env.step(action)
-        yield observation, info, ended
+        yield observation, info, info["statistics"]["progress"], ended
 
 
 def names_of(policies: Sequence[Any]) -> list[str]:

@@ -146,7 +146,7 @@ def build_learner(
             policy_kwargs={"net_arch": net_arch, "activation_fn": ACTIVATIONS[activation]},
             seed=seed,
             device="cpu",
-            **numbers_in(name, arguments),
+            **checked(name, arguments),
         )
     except (SsdkdError, EOFError, ConnectionError):  # the latter two of an environment's process
         raise
@@ -159,7 +159,7 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".:")
 
 
-def numbers_in(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the algorithm `name`, numbers as numbers.
 
     Raises:

@@ -41,11 +41,11 @@ from agents.learning import (
     Selected,
     Spaces,
     build_learner,
+    checked,
     columns_of,
     episodes_state,
     first_line,
     learner_state,
-    numbers_in,
     restore_episodes,
     restore_learner,
     rows_of,
@@ -127,7 +127,7 @@ class Training:
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
         self.observations, self.actions = config.observed(), config.acted()
-        discount = numbers_in(config.algorithm, config.arguments).get("gamma", 0.99)
+        discount = checked(config.algorithm, config.arguments).get("gamma", 0.99)
         make = _environment(base, list(tasks), config, self.observations, self.actions)
         several = config.processes and config.environments > 1
         vector: Any = (
@@ -384,8 +384,11 @@ def train(
 
 def _is_of_the_algorithm(error: Exception) -> bool:
     """Whether it arose while learning, and neither in an episode nor where something is written."""
+    if isinstance(error, (OSError, MemoryError)):
+        return False
     modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    others = ("envs", "ssdkd", "stable_baselines3.common.callbacks")  # the latter call Record
+    # callbacks call Record
+    others = ("envs", "ssdkd", "agents.learning", "agents.curves", "stable_baselines3.common.callbacks")
     return any(m.startswith("stable_baselines3") for m in modules) and not any(m.startswith(others) for m in modules)
 
 
@@ -403,9 +406,8 @@ def _restore(training: Training, state: dict[str, Any]) -> None:
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the checkpoint does not fit this training ({first.rstrip('.:')}): its family of tasks has changed, or it "
+            f"the checkpoint does not fit this training ({first_line(error)}): its family of tasks has changed, or it "
             "is of another version of ssdkd; start a new training."
         ) from error
 

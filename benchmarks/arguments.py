@@ -11,7 +11,7 @@ from ssdkd.errors import ConfigError
 def require_at_least(given: argparse.Namespace, **least: float) -> None:
     """Refuse an option below what its name stands for here."""
     for name, low in least.items():
-        if getattr(given, name) < low:
+        if not getattr(given, name) >= low:  # nan is not
             raise ConfigError(f"--{name.replace('_', '-')}: at least {low:g}.")
 
 

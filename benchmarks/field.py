@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 import yaml
 
 from agents.tasks import merged
+from benchmarks.arguments import names_in
 from benchmarks.selection import differing, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, SsdkdError, run_command
@@ -182,6 +183,7 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
         words = ["--config", str(job), "--out", str(folder), "--quiet"]
     else:
         words = ["--resume", str(begun), "--quiet"]
+        words += ["--data-root", settings["data_root"]] if settings.get("data_root") else []
     return called("ssdkd.run", words, deadline)
 
 
@@ -316,10 +318,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else float("inf")
     size, out = SIZES[given.size](), Path(given.out)
-    chosen = given.methods.split(",") if given.methods else list(size.methods)
-    for name in chosen:
-        if name not in size.methods:
-            raise ConfigError(f"--methods: {name!r} is not one of {', '.join(size.methods)}.")
+    chosen = names_in(given.methods or "", size.methods, "--methods") or list(size.methods)
     if given.size != "tiny" and not given.data_root:
         raise ConfigError("--data-root is missing: accuracy over time needs the test set.")
     require_writable(out / "field.png", "--out")

@@ -62,7 +62,7 @@ def with_weights(
 ) -> LearnedPolicy:
     """A linear policy by its weights and biases on raw observations; `mean` and `var` are what it scales them by."""
     described = replace(described, net_arch=[])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for the critic, of which nothing is asked: the same file every time
         network = _network(described)
     with torch.no_grad():

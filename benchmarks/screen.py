@@ -103,9 +103,9 @@ def play_pair(number: int, policy: str, seed: int, base: str, task: Task, turned
         env = SampleSelectionEnv(base, tasks=[task], reward="area")
         at: list[float] = []
         right: list[float] = []
-        for observation, info, _ in rounds_of(env, shifted, seed + number):
+        for observation, _, progress, _ in rounds_of(env, shifted, seed + number):
             pair.begins = pair.begins or {e.name: float(v) for e, v in zip(ENTRIES, observation, strict=True)}
-            at.append(info["statistics"]["progress"] if at else 0.0)  # what a warm-up took of the minutes counts too
+            at.append(progress)
             right.append(accuracy_in(env))
         pair.area.append(area_under(at, right))
         pair.final.append(right[-1])
@@ -165,7 +165,7 @@ def show(pairs: Sequence[Pair], by: str | None = None) -> None:
     told_apart = columns(pairs, by)
     shifted = np.stack(list(told_apart.values()), axis=1)
     if len(pairs) <= len(told_apart) or np.linalg.matrix_rank(shifted) < len(told_apart):  # signs may go together
-        print(f"{len(pairs)} pairs are too few to tell of {len(told_apart)} effects")
+        print(f"{len(pairs)} pairs do not tell {len(told_apart)} effects apart: play more")
         return
     found = {name: effects(shifted, halves) for name, halves in halves_of(pairs).items()}
     print(f"{len(pairs)} pairs on {len({pair.task for pair in pairs})} tasks")

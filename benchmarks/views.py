@@ -29,7 +29,7 @@ from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import run_command
+from ssdkd.errors import ConfigError, run_command
 from ssdkd.files import require_writable, write_result
 from ssdkd.tracking import Display
 
@@ -130,7 +130,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="the student's step")
     add_timing_options(parser)
     given = parser.parse_args(argv)
-    require_at_least(given, steps=1, turns=1, seeds=1, share=0, threads=1)
+    require_at_least(given, steps=1, turns=1, seeds=1, threads=1)
+    if not 0.0 < given.share <= 1.0:
+        raise ConfigError("--share: above 0 and at most 1.")
     timed, compared = numbers_in(given.timed, "--timed", 0), numbers_in(given.compared, "--compared", 0)
     require_writable(given.json, "--json")
     torch.set_num_threads(given.threads)

@@ -17,7 +17,7 @@ from envs.rewards import OF_ACCURACY, REWARDS
 from envs.spaces import Memory, action_space, observation_space, observe, task_facts
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES, Coefficients
-from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.config import RunConfig, build, cut, read_yaml
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
 
@@ -171,9 +171,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode: expected rgb_array or human, got {render_mode!r}.")
         if tasks is not None and not (isinstance(tasks, (list, tuple)) and tasks and all(_is_task(t) for t in tasks)):
-            raise ConfigError(f"tasks: expected a list of mappings over the config, at least one, got {_cut(tasks)}.")
+            raise ConfigError(f"tasks: expected a list of mappings over the config, at least one, got {cut(tasks)}.")
         if not isinstance(warm_starts, (int, np.integer)) or isinstance(warm_starts, bool) or warm_starts < 0:
-            raise ConfigError(f"warm_starts: expected a whole number from 0 on, got {_cut(warm_starts)}.")
+            raise ConfigError(f"warm_starts: expected a whole number from 0 on, got {cut(warm_starts)}.")
         self.observation_space = observation_space()
         self.action_space = action_space()
         self.render_mode = render_mode
@@ -363,17 +363,13 @@ def _is_task(task: Any) -> bool:
     return isinstance(task, dict) and all(isinstance(key, str) for key in task)
 
 
-def _cut(value: Any) -> str:
-    return repr(value)[:80]
-
-
 def _coefficients_of(action: Any) -> Coefficients:
     try:
         units = np.asarray(action, dtype=np.float64).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         units = np.zeros(0)
     if len(units) != len(RANGES):
-        raise ConfigError(f"an action is {len(RANGES)} numbers, one for each coefficient, not {_cut(action)}.")
+        raise ConfigError(f"an action is {len(RANGES)} numbers, one for each coefficient, not {cut(action)}.")
     return Coefficients.from_unit(units.tolist())
 
 
@@ -383,5 +379,5 @@ def _as_layer(config: str | dict[str, Any] | RunConfig) -> tuple[dict[str, Any],
     if isinstance(config, RunConfig):
         return asdict(config), "the environment's config"
     if not isinstance(config, dict):
-        raise ConfigError(f"config: expected a name, a YAML file, a mapping or a RunConfig, got {_cut(config)}.")
+        raise ConfigError(f"config: expected a name, a YAML file, a mapping or a RunConfig, got {cut(config)}.")
     return config, "the environment's config"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
@@ -180,24 +181,28 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
 
 
 def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format) -> None:
-    """Show the network two grey images, laid out as in a run: it must return one finite logit a class for each.
+    """Show the network two images, laid out as in a run: it must return one logit a class for each.
 
     A teacher's logits must lead back to the images, which are searched for by them.
     """
     if isinstance(network, torch.jit.ScriptModule):
         raise ConfigError(f"the {role} is a TorchScript program; hand over the module that it was made of.")
     parameter = next(network.parameters(), torch.zeros(()))
-    if parameter.is_meta or parameter.is_inference():
+    if parameter.is_meta or (not is_lazy(parameter) and parameter.is_inference()):
         made = "on the meta device" if parameter.is_meta else "under inference_mode"
         raise ConfigError(f"the {role} was made {made}, where weights cannot be used; make it anew outside of that.")
-    network.to(memory_format=layout)  # type: ignore[call-overload]
     was_training = network.training
     size = f"{spec.channels}x{spec.height}x{spec.width}"
     grey = torch.full((2, spec.channels, spec.height, spec.width), 0.5, device=parameter.device, requires_grad=True)
     shown = laid_out(1.0 * grey, layout)
+    before = shown._version
     try:
+        network.eval()
+        if any(map(is_lazy, network.parameters())):  # which know their shapes after a first look
+            network(grey.detach())
+        network.to(memory_format=layout)  # type: ignore[call-overload]
         with torch.set_grad_enabled(role == "teacher"):
-            answer = network.eval()(shown)
+            answer = network(shown)
     except Exception as error:  # the network may be anyone's code
         said, advice = in_one_line(error), ""
         if "view size is not compatible" in said:
@@ -215,16 +220,22 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             f"the {role} answers two images of {size} with {tuple(answer.shape)}, but {spec.num_classes} classes were "
             f"expected (2, {spec.num_classes}); teacher and student need the same classes: see image.classes."
         )
-    if (shown != 0.5).any():
+    if shown._version != before:
         raise ConfigError(
             f"the {role} changes the images that it is shown, which others see too: let the first operation of its "
             "forward make a new tensor (x = x * 2 instead of x.mul_(2), no inplace=True)."
         )
-    if role == "teacher" and not answer.requires_grad:
+    if role == "teacher" and not _leads_back(answer, grey):
         raise ConfigError(
             "the teacher's answer does not lead back to its input, by which images are searched for: its forward "
             "detaches it, or is under no_grad or inference_mode; take that out."
         )
+
+
+def _leads_back(answer: torch.Tensor, images: torch.Tensor) -> bool:
+    if not answer.requires_grad:
+        return False
+    return torch.autograd.grad(answer.sum(), images, allow_unused=True)[0] is not None
 
 
 def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory_format) -> None:

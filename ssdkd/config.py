@@ -284,7 +284,7 @@ def _plain(value: Any, key: str, source: str) -> Any:
     """Values with NumPy's numbers as Python's; an integer beyond all sizes is refused by its key."""
     if isinstance(value, dict):
         return {name: _plain(inner, f"{key}.{name}" if key else str(name), source) for name, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [_plain(inner, key, source) for inner in value]
     if isinstance(value, int) and value.bit_length() > 64:
         raise ConfigError(f"{key} in {source}: a whole number of more than 64 bits; give a smaller one.")
@@ -492,11 +492,11 @@ def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str,
     for key, value in values.items():
         if not isinstance(key, str) or key not in names:
             here = [prefix + n for n in names]
-            shown = _cut(f"{prefix}{key}")[1:-1]
+            shown = cut(f"{prefix}{key}")[1:-1]
             raise ConfigError(f"unknown key {shown} in {source}{_nearest(f'{prefix}{key}', here)}")
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {_cut(value)}.")
+                raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {cut(value)}.")
             _refuse_unknown_keys(hints[key], value, source, f"{prefix}{key}.")  # type: ignore[arg-type]
 
 
@@ -509,7 +509,7 @@ def _type_message(schema: type[Any], values: dict[str, Any], source: str, error:
         if leaf is None:
             return f"{source}: {_first_line(error)}."
     value = _at(values, leaf)
-    return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {_cut(value)}."
+    return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {cut(value)}."
 
 
 def _fits(schema: type[Any], key: str, value: Any) -> bool:
@@ -543,7 +543,7 @@ def _check_values(config: Any, prefix: str) -> None:
         if choices and value not in choices:
             close = difflib.get_close_matches(str(value).lower(), choices, 1)
             hint = f"; did you mean {close[0]}?" if close else "."
-            raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {_cut(value)}{hint}")
+            raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {cut(value)}{hint}")
         if isinstance(value, int) and value.bit_length() > 64:
             raise ConfigError(f"{name}: a whole number of more than 64 bits; give a smaller one.")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -555,7 +555,7 @@ def _check_values(config: Any, prefix: str) -> None:
                 raise ConfigError(f"{name}: expected at most {high}, got {value}.")
 
 
-def _cut(value: Any) -> str:
+def cut(value: Any) -> str:
     """A value as a message shows it: never longer than a line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,14 +6,13 @@ import ctypes
 import importlib.util
 import shutil
 import sysconfig
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdkd.errors import ConfigError
 
@@ -113,21 +112,9 @@ def compiles(switch: str, device: torch.device, long_run: bool) -> bool:
     return switch == "on" or (switch == "auto" and long_run and device.type == "cuda" and has_compiler(device))
 
 
-def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network's forward pass, compiled when it is first called; as it is, with a warning, where that fails."""
-    quick: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
-
-    def forward(inputs: Tensor) -> Tensor:
-        nonlocal quick
-        try:
-            return quick(inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            quick = network
-            said = " ".join(str(error).split())[:200]
-            warnings.warn(f"the student runs without being compiled ({said})", stacklevel=2)
-            return quick(inputs)
-
-    return forward
+def is_of_compiling(error: BaseException) -> bool:
+    """Whether torch.compile failed, which it notices when what it made is first called, or first goes backward."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
-from ssdkd.devices import laid_out
+from ssdkd.devices import is_of_compiling, laid_out
+from ssdkd.models.wording import in_one_line
 from ssdkd.muon import Muon
 
 NORMALISING = (
@@ -41,7 +43,7 @@ def divergence_and_slope(teacher_logits: Tensor, student_logits: Tensor, tempera
 def make_optimizer(
     student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
-    """The student's optimiser: sgd, muon, adam or adamw, in the implementation that is one pass over the weights."""
+    """The student's optimiser: sgd, muon, adam or adamw; those of PyTorch as one pass over the weights."""
     if name == "muon":
         return Muon(student, learning_rate, momentum, weight_decay, nesterov)
     parameters = [p for p in student.parameters() if p.requires_grad]
@@ -169,13 +171,14 @@ class Distiller:
 
     def _step(self, inputs: Tensor, teacher_logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from one batch: -> how wrong the student was, and whether it named the teacher's class, each (B,)."""
-        with self.autocast:
-            student_logits = self.forward(inputs)
-        said = student_logits.detach().float()
-        delta, slope = divergence_and_slope(teacher_logits, said, self.temperature)
-        self.optimizer.zero_grad(set_to_none=True)
-        # of the mean weighted loss; written down rather than recorded, which takes as long as a layer
-        student_logits.backward((slope * (weights[:, None] / len(weights))).to(student_logits.dtype))
+        try:
+            said, delta = self._differentiate(inputs, teacher_logits, weights)
+        except Exception as error:
+            if self.forward is self.student or not is_of_compiling(error):
+                raise
+            warnings.warn(f"the student learns without being compiled ({in_one_line(error)})", stacklevel=2)
+            self.forward = self.student
+            said, delta = self._differentiate(inputs, teacher_logits, weights)
         if self.clip > 0:
             # a fused optimiser divides by it on its way, as it undoes the scale of torch.amp
             self.optimizer.grad_scale = excess(self._weights, self.clip)  # type: ignore[attr-defined]
@@ -183,3 +186,14 @@ class Distiller:
         if self.average is not None:
             self.average.update()
         return delta, said.argmax(dim=1) == teacher_logits.argmax(dim=1)
+
+    def _differentiate(self, inputs: Tensor, teacher_logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean weighted loss: -> the student's logits (B, C), and how wrong it was (B,)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            student_logits = self.forward(inputs)
+        said = student_logits.detach().float()
+        delta, slope = divergence_and_slope(teacher_logits, said, self.temperature)
+        # written down rather than recorded, which takes as long as a layer
+        student_logits.backward((slope * (weights[:, None] / len(weights))).to(student_logits.dtype))
+        return said, delta

@@ -19,7 +19,7 @@ from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import autocast_for, compiled, compiles, layout_for, looked_at_once
+from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, Shown, default_bound, divergence, make_optimizer
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.evaluation import accuracy, predictions
@@ -176,7 +176,7 @@ class Engine:
         self.distiller.layout = self.inverter.layout = layout
         long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
         if compiles(config.compile, device, long_run):
-            self.distiller.forward = compiled(self.learner)
+            self.distiller.forward = torch.compile(self.learner, dynamic=False)
         self.looked_at_once = looked_at_once(device, spec.height * spec.width)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
@@ -666,6 +666,7 @@ class Engine:
     # -- everything that determines the future --------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        self.stopwatch.read()
         return {
             "student": self._students_state(),
             "inverter": self.inverter.state_dict(),

@@ -128,7 +128,7 @@ def require_writable(path: str | os.PathLike[str] | None, option: str) -> None:
             if file.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not _stands(file):
-                draft = _draft_of(file)
+                draft = _draft_of(file.resolve())
                 draft.touch()
                 draft.unlink()
 
@@ -173,6 +173,7 @@ def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         with path.open("wb") as file:
             file.writelines(chunks)
         return
+    path = path.resolve()  # a link goes on to be one
     temporary = _draft_of(path)
     try:
         with temporary.open("xb") as file:

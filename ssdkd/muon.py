@@ -2,10 +2,12 @@
 
 The gradient of a layer's weights, seen as a matrix, has few large singular values: a step of SGD goes along those and
 leaves the rest for later. Muon (Jordan, 2024) takes the step whose singular values are all about 1 instead. It learns
-faster early in a run, and costs two small matrix products a layer more.
+faster early in a run.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +17,28 @@ POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration: odd,
 
 
 def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
-    """Matrices (r, c) with the same singular vectors, and singular values of about 1."""
-    # Newton and Schulz multiply X from the left by a polynomial of X X', again and again. Those square matrices are
-    # small and are multiplied with each other, all of one size together; X itself once at the end.
-    stacks = [
-        (places, torch.stack([matrices[place] if rows <= columns else matrices[place].mT for place in places]))
-        for (rows, columns), places in alike(matrices)
-    ]
+    """Matrices (r, c) with the same singular vectors, and singular values of about 1, or of sqrt(r / c) where r > c."""
+    # Newton and Schulz multiply X by a polynomial of X X', again and again. Those square matrices, X' X where it is the
+    # smaller, are multiplied with each other, all of one size together; X itself once at the end.
+    stacks = [(places, torch.stack([matrices[place] for place in places])) for _, places in alike(matrices)]
     lengths = [1.0 / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-12) for _, x in stacks]
-    squares = [length**2 * (x @ x.mT) for (_, x), length in zip(stacks, lengths, strict=True)]
+    squares = [n**2 * (x.mT @ x if is_tall(x) else x @ x.mT) for (_, x), n in zip(stacks, lengths, strict=True)]
     factors = list(squares)
     for _, places in alike([square[0] for square in squares]):
         parts = iterated(torch.cat([squares[place] for place in places]))
         for place, factor in zip(places, parts.split([len(squares[place]) for place in places]), strict=True):
             factors[place] = factor
     found = list(matrices)
-    for (places, x), length, factor in zip(stacks, lengths, factors, strict=True):
-        for place, matrix in zip(places, (length * factor) @ x, strict=True):
-            found[place] = matrix if matrix.shape == matrices[place].shape else matrix.mT
+    for (places, x), n, factor in zip(stacks, lengths, factors, strict=True):
+        turned = x @ (n * (x.shape[1] / x.shape[2]) ** 0.5 * factor) if is_tall(x) else (n * factor) @ x
+        for place, matrix in zip(places, turned, strict=True):
+            found[place] = matrix
     return found
+
+
+def is_tall(matrices: Tensor) -> bool:
+    """Whether these (N, r, c) have more rows than columns."""
+    return matrices.shape[1] > matrices.shape[2]
 
 
 def alike(matrices: list[Tensor]) -> list[tuple[tuple[int, int], list[int]]]:
@@ -60,17 +65,20 @@ def iterated(squares: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of hidden layers; SGD with momentum for all others, at the same learning rate.
 
-    The weights of hidden layers are those of two and more dimensions, a row for each output, but for the last such
-    layer and for those with one input a row (depthwise convolutions, and grey images' first).
+    Hidden layers are the linear and convolutional ones, but for the last that the student has, and for those with one
+    input an output (depthwise convolutions, and grey images' first).
     """
 
+    grad_scale: Tensor | None = None  # by which gradients are divided, as in PyTorch's fused optimisers
+
     def __init__(self, student: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
-        parameters = [p for p in student.parameters() if p.requires_grad]
-        hidden = [p for p in [p for p in parameters if p.ndim >= 2][:-1] if p.shape[1] > 1]
-        others = [p for p in parameters if not any(p is each for each in hidden)]
-        groups = [{"params": hidden, "turned": True}, {"params": others, "turned": False}]
+        layers = [m for m in student.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+        of_hidden = {id(layer.weight) for layer in layers[:-1] if layer.weight.shape[1] > 1}
+        groups: list[dict[str, Any]] = [{"params": [], "turned": turned} for turned in (True, False)]
+        for weight in student.parameters():
+            if weight.requires_grad:
+                groups[id(weight) not in of_hidden]["params"].append(weight)
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
-        self.grad_scale: Tensor | None = None  # by which gradients are divided, as in PyTorch's fused optimisers
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -98,8 +106,6 @@ class Muon(torch.optim.Optimizer):
 
 def turned(steps: list[Tensor]) -> list[Tensor]:
     """Steps (outputs, inputs, ...) made orthogonal; longer where there are more outputs than inputs."""
-    flat = orthogonal([step.movedim(1, -1).flatten(1) for step in steps])  # as channels last lie anyway
-    return [
-        (matrix * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).view(step.movedim(1, -1).shape).movedim(-1, 1)
-        for matrix, step in zip(flat, steps, strict=True)
-    ]
+    lying = [step.movedim(1, -1) for step in steps]  # as channels last lie anyway
+    flat = orthogonal([step.flatten(1) for step in lying])
+    return [matrix.view(step.shape).movedim(-1, 1) for matrix, step in zip(flat, lying, strict=True)]

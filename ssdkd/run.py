@@ -81,7 +81,8 @@ def distill(
         config = from_mapping(RunConfig, {**budget, **options}, "the options of distill()")
         config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
         config.out = out if out is not None else config.out
-    with torch.random.fork_rng():  # the caller's random numbers go on as if nothing had been drawn
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been drawn
         engine = build_engine(config, copy_of(teacher, "teacher"), student)
         display = Display(quiet=True)
         if from_folder is not None:

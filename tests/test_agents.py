@@ -27,7 +27,6 @@ from agents.evaluate import area_under, interquartile_mean, rounds_of
 from agents.learning import NEUTRAL, Spaces, build_learner
 from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
-from benchmarks import screen
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
 from ssdkd.coefficients import RANGES, Coefficients
@@ -821,26 +820,22 @@ def test_coefficients_may_stand_for_a_policy() -> None:
             evaluate.names_of([wrong])
 
 
-def test_a_curve_begins_where_the_budget_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_begins_where_the_budget_does() -> None:
     """A warm-up takes of a budget in minutes, so that the first progress is above 0."""
-    begun: list[float] = []
 
-    def late(*arguments: Any) -> Any:
-        for observation, info, ended in rounds_of(*arguments):
-            info["statistics"]["progress"] = max(info["statistics"]["progress"], 0.4)
-            yield observation, info, ended
+    class Late:
+        def reset(self, seed: int) -> Any:
+            return np.zeros(1), {"statistics": {"progress": 0.4}}
 
-    def area(at: list[float], values: list[float]) -> float:
-        begun.append(at[0])
-        return area_under(at, values)
+        def step(self, action: Any) -> Any:
+            return np.zeros(1), 0.0, True, False, {"statistics": {"progress": 1.0}}
 
-    tiny_family(tmp_path)
-    for module in (evaluate, screen):
-        monkeypatch.setattr(module, "rounds_of", late)
-        monkeypatch.setattr(module, "area_under", area)
-    evaluate.play("uniform", *base_and_task(tmp_path), seed=0)
-    screen.play_pair(0, "uniform", 0, *base_and_task(tmp_path), {})
-    assert begun == [0.0] * 4
+    class Idle:
+        def predict(self, observation: Any, deterministic: bool) -> Any:
+            return np.zeros(1), None
+
+    played: Any = rounds_of(Late(), Idle(), 0)  # type: ignore[arg-type]
+    assert [progress for _, _, progress, _ in played] == [0.0, 1.0]
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:

@@ -282,7 +282,11 @@ def test_an_integer_beyond_all_sizes_is_refused_by_key(key: str) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    given = {"seed": np.int64(3), "buffer": {"fresh": np.bool_(True)}, "image": {"mean": [np.float32(0.5)]}}
+    given = {
+        "seed": np.int64(3),
+        "buffer": {"fresh": np.bool_(True)},
+        "image": {"mean": (np.float32(0.5),), "std": np.ones(1)},
+    }
     config = from_mapping(RunConfig, given)
     assert (config.seed, config.buffer.fresh, config.image.mean) == (3, True, [0.5])
     assert from_mapping(RunConfig, {"distillation": {"temperature": np.float32(0.1)}}).distillation.temperature > 0.0999

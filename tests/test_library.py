@@ -238,6 +238,10 @@ class Careless(nn.Module):
             return {"logits": self.inner(images)}
         if self.how == "first":
             return self.inner(images[:1])
+        if self.how == "cut":
+            return self.inner(images.detach())
+        if self.how == "bounded":
+            return self.inner(images.clamp_(0.0, 1.0))
         return self.inner(images.mul_(2.0) if self.how == "in place" else images)
 
     def get_extra_state(self) -> dict[str, str]:
@@ -251,6 +255,8 @@ class Careless(nn.Module):
         ("table", "answers with a dict; wrap it"),
         ("first", r"answers two images of 1x8x8 with \(1, 10\)"),
         ("in place", "changes the images that it is shown"),
+        ("bounded", "changes the images that it is shown"),
+        ("cut", "does not lead back to its input"),
     ],
 )
 def test_a_teacher_of_another_kind_is_refused(how: str, says: str) -> None:
@@ -261,6 +267,14 @@ def test_a_teacher_of_another_kind_is_refused(how: str, says: str) -> None:
 def test_a_teacher_may_hold_more_than_tensors() -> None:
     result = ssdkd.distill(Careless("not"), a_student(), dataset="digits", **SMALL)
     assert result.summary["teacher_accuracy"] > 95
+
+
+def test_networks_whose_layers_are_made_by_the_first_image_are_taken() -> None:
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+
+    result = ssdkd.distill(lazy(), lazy(), dataset="digits", **SMALL)
+    assert result.summary["student_parameters"] == 40 + 10 * (4 * 36 + 1)
 
 
 class Ungraded(nn.Module):

@@ -1,5 +1,7 @@
 """Promises of Muon: hidden layers move in all directions alike, all else as SGD moves it."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,9 +49,10 @@ def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, 
     left, sizes, right = torch.linalg.svd(torch.randn(shape, generator=random_from(0)), full_matrices=False)
     sizes = torch.linspace(1.0, 0.1, len(sizes))
     (found,) = orthogonal([scale * left @ torch.diag(sizes) @ right])
-    sizes_now = torch.diag(left.T @ found @ right.T)
+    sizes_now = torch.diag(left.T @ found @ right.T) / max(1.0, shape[0] / shape[1]) ** 0.5
     assert ((sizes_now > 0.6) & (sizes_now < 1.25)).all()
-    assert torch.allclose(left @ torch.diag(sizes_now) @ right, found, atol=1e-3)
+    longer = max(1.0, shape[0] / shape[1]) ** 0.5
+    assert torch.allclose(longer * left @ torch.diag(sizes_now) @ right, found, atol=1e-3)
 
 
 def test_matrices_of_several_sizes_are_each_as_if_alone() -> None:
@@ -121,3 +124,39 @@ def test_its_state_goes_on_where_it_was() -> None:
         optimizer.step()
     for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_copy_goes_on_like_its_original() -> None:
+    model = trained()[0]
+    optimizer = moved(model)
+    twin, of_twin = copy.deepcopy((model, optimizer))
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        other.grad = one.grad
+    optimizer.step()
+    of_twin.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_frozen_or_has_no_gradient_stays_and_the_last_layer_is_the_head_though_frozen() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4), nn.LayerNorm((2, 2)))
+    model[2].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = Muon(model, 0.1, 0.0, 0.0, nesterov=False)
+    model[1].weight.grad = torch.randn(6, 6, generator=random_from(0))
+    optimizer.step()
+    sizes = torch.linalg.svdvals(before["1.weight"] - model[1].weight.detach()) / 0.1
+    assert 0.6 < sizes.min() < sizes.max() < 1.25, "the last but the head"
+    assert torch.equal(model[0].weight, before["0.weight"])
+    norms = [p for group in optimizer.param_groups if not group["turned"] for p in group["params"]]
+    assert any(p is model[3].weight for p in norms), "no layer, though of two dimensions"
+    assert not any(p is model[2].weight for group in optimizer.param_groups for p in group["params"])
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d])
+def test_convolutions_of_other_dimensions_are_turned_too(kind: type[nn.Conv1d] | type[nn.Conv3d]) -> None:
+    model = nn.Sequential(kind(3, 5, 2), nn.Flatten(), nn.Linear(5, 2))
+    before = model[0].weight.detach().clone()
+    moved(model, lr=0.1)
+    sizes = torch.linalg.svdvals((before - model[0].weight.detach()).flatten(1)) / 0.1
+    assert 0.6 < sizes.min() < sizes.max() < 1.25

@@ -166,3 +166,12 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path: Path) -> N
     finally:
         os.close(reader)
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_goes_on_to_be_one_and_its_file_is_replaced(tmp_path: Path) -> None:
+    file, link = tmp_path / "here.json", tmp_path / "link.json"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_result(link, "--json", "new")
+    assert link.is_symlink()
+    assert file.read_text() == "new"

@@ -64,7 +64,7 @@ def test_pairs_that_were_played_are_not_played_again(tmp_path: Path, capsys: pyt
     family.write_text(TINY)
     asked = ["--family", str(family), "--policy", "ssdkd", "--turn", "effort=0.5", "--out", str(out)]
     assert main([*asked, "--pairs", "2"]) == 0
-    assert "2 pairs are too few" in capsys.readouterr().out
+    assert "2 pairs do not tell" in capsys.readouterr().out
     first = out.read_text()
     out.write_text(first + '{"number": 2, "cut')
     assert main([*asked, "--pairs", "4"]) == 0
@@ -93,7 +93,7 @@ def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
 def test_pairs_whose_signs_go_together_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     both = [{"effort": 0.25 * sign, "alpha": -0.3 * sign} for sign in (1.0, -1.0, 1.0, 1.0)]
     show([Pair(n, "", 0, "", shifts, {}, [1.0, 2.0], [1.0, 2.0], [[0.0] * 31] * 2) for n, shifts in enumerate(both)])
-    assert capsys.readouterr().out == "4 pairs are too few to tell of 2 effects\n"
+    assert capsys.readouterr().out == "4 pairs do not tell 2 effects apart: play more\n"
 
 
 def test_tasks_are_chosen_by_their_rounds_wherever_these_stand() -> None:
