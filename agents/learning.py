@@ -23,7 +23,7 @@ from torch import nn
 
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, SsdkdError, first_line
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "sac": SAC, "td3": TD3}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -152,11 +152,6 @@ def build_learner(
         raise
     except Exception as error:  # whatever the algorithm makes of its arguments
         raise ConfigError(f"{name} cannot be built with the arguments given: {first_line(error)}.") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, or else its kind, as the end of a sentence."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".:")
 
 
 def checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

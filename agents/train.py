@@ -44,7 +44,6 @@ from agents.learning import (
     checked,
     columns_of,
     episodes_state,
-    first_line,
     learner_state,
     restore_episodes,
     restore_learner,
@@ -59,7 +58,7 @@ from ssdkd import checkpoint
 from ssdkd.build import has_evaluation
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, read_yaml, to_yaml
-from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
+from ssdkd.errors import CheckpointError, ConfigError, SsdkdError, first_line
 from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 

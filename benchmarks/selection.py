@@ -397,7 +397,8 @@ def _refuse_another(job: Job, folder: RunFolder) -> None:
 def differing(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The dotted keys at which two settings would be two runs."""
     one, other = dict(flat(held)), dict(flat(wanted))
-    return [k for k in {**one, **other} if one.get(k) != other.get(k) and not k.startswith(command.HARMLESS)]
+    harmless = (*command.HARMLESS, "out")
+    return [k for k in {**one, **other} if one.get(k) != other.get(k) and not k.startswith(harmless)]
 
 
 def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:

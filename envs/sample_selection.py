@@ -205,7 +205,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if unknown:
             raise ConfigError(f"reset: there is no option {unknown[0]!r}; there is task, a mapping over the config.")
         task = (options or {}).get("task")
-        if task is not None and not isinstance(task, dict):
+        if task is not None and not _is_task(task):
             raise ConfigError(f"reset: the option task is a mapping over the config, not {task!r}.")
         with self._own_randomness():
             if self._given is None:

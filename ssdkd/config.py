@@ -21,7 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, first_line
 
 Schema = TypeVar("Schema")
 
@@ -274,7 +274,7 @@ def build(schema: type[Schema], layers: Sequence[tuple[dict[str, Any], str]]) ->
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}.") from error
+        raise ConfigError(f"the configuration cannot be resolved: {first_line(error)}.") from error
     _settle_switches(config)
     _check_values(config, "")
     return typing.cast(Schema, config)
@@ -332,7 +332,7 @@ def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
-        said = getattr(error, "problem", None) or _first_line(error)
+        said = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{path}{line} cannot be read as YAML: {said}.") from error
     if values is None:
         values = {}
@@ -467,7 +467,7 @@ def _read_flag(schema: type[Any], key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"--{key.replace('_', '-')} {text!r} cannot be read: {_first_line(error)}.") from error
+        raise ConfigError(f"--{key.replace('_', '-')} {text!r} cannot be read: {first_line(error)}.") from error
 
 
 def _nest(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -507,7 +507,7 @@ def _type_message(schema: type[Any], values: dict[str, Any], source: str, error:
     if leaf is None:
         leaf = next((k for k in types if not _fits(schema, k, _at(values, k))), None)
         if leaf is None:
-            return f"{source}: {_first_line(error)}."
+            return f"{source}: {first_line(error)}."
     value = _at(values, leaf)
     return f"{leaf} in {source}: expected {_type_name(types[leaf])}, got {cut(value)}."
 
@@ -559,11 +559,6 @@ def cut(value: Any) -> str:
     """A value as a message shows it: never longer than a line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0][:300] if lines else type(error).__name__).rstrip(".")
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

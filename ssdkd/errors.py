@@ -30,6 +30,12 @@ class NumericalError(SsdkdError):
     exit_code = 3
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, or else its kind, as a part of a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0][:300] if lines else type(error).__name__).rstrip(".:")
+
+
 def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
     """Run what a command is made of: -> its exit code; a user's mistake is one sentence and a code of its own."""
     try:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
-from ssdkd.errors import ConfigError, SsdkdError, run_command
+from ssdkd.errors import ConfigError, SsdkdError, first_line, run_command
 from ssdkd.files import atomic_write_bytes
 from ssdkd.models import load_weights
 from ssdkd.tracking.folder import CONFIG, STUDENT, SUMMARY, RunFolder
@@ -157,8 +157,7 @@ def export(
         except SsdkdError:
             raise
         except Exception as error:  # whatever an exporter makes of somebody's network
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(f"the student cannot be exported as {format_name}: {first.rstrip('.')}.") from error
+            raise ConfigError(f"the student cannot be exported as {format_name}: {first_line(error)}.") from error
         if not largest <= LARGEST_DIFFERENCE:
             raise ConfigError(
                 f"the student exported as {format_name} answers differently by up to {largest:.2g} "

@@ -21,7 +21,7 @@ from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.devices import is_out_of_memory
 from ssdkd.engine import Engine, Statistics, copy_of
-from ssdkd.errors import CheckpointError, ConfigError, NumericalError
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, first_line
 from ssdkd.models import count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
@@ -217,9 +217,8 @@ def _restore(state: dict[str, Any], engine: Engine, env: SampleSelectionEnv, pol
             policy.load_state_dict(state["policy"])
         return env.resume(state["env"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the checkpoint does not fit this run ({first.rstrip('.:')}): it is of other networks or of another "
+            f"the checkpoint does not fit this run ({first_line(error)}): it is of other networks or of another "
             "version of ssdkd; start a new run."
         ) from error
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import field
+from benchmarks.selection import differing
 from ssdkd.errors import ConfigError, SsdkdError
 
 CURVES = {
@@ -142,3 +143,9 @@ def test_what_an_unfinished_reference_has_is_no_target() -> None:
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dalf"):
         field.run(["--size", "tiny", "--out", str(tmp_path), "--methods", "dalf"])
+
+
+def test_where_a_run_lies_does_not_make_it_another() -> None:
+    held = {"out": "here", "data_root": "there", "rounds": 3, "distillation": {"batch": 16}}
+    assert differing(held, {**held, "out": "elsewhere", "data_root": None}) == []
+    assert differing(held, {**held, "out": "elsewhere", "distillation": {"batch": 32}}) == ["distillation.batch"]

@@ -1,7 +1,9 @@
 """Other libraries' errors inside our sentences."""
 
+from ssdkd.errors import first_line
+
 
 def in_one_line(error: BaseException) -> str:
     """The kind of error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
