@@ -322,6 +322,11 @@ class Engine:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
         silence = torch.zeros((), device=self.device)
         statistics = self.measure(self._judged(self.newest), Kept(silence), Replayed(silence, silence))
+        if self.finished:
+            raise ConfigError(
+                f"minutes: a budget of {self.config.minutes:g} leaves nothing to learn in, for the warm-up alone took "
+                f"{self.seconds:.1f} s; give more."
+            )
         self.guard.hold(self._parts(), statistics)
         return statistics
 

@@ -350,6 +350,12 @@ def test_a_budget_of_no_minutes_is_refused(out: Path, capsys: pytest.CaptureFixt
     assert "minutes: a budget of 0 leaves nothing to do" in capsys.readouterr().err
 
 
+def test_a_budget_that_the_warm_up_takes_hands_out_no_student(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL[2:], "--minutes", "1e-6", "--out", str(out)]) == 2
+    assert "minutes: a budget of 1e-06 leaves nothing to learn in, for the warm-up" in capsys.readouterr().err
+    assert not list(out.glob("*/student.safetensors"))
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = teacher_file(tmp_path)
     file.write_bytes(file.read_bytes()[:-1000])
