@@ -168,7 +168,10 @@ def run(
     return Result(engine.student, summary, history, folder.path if folder is not None else None)
 
 
-OUT_OF_MEMORY = "out of memory: lower inversion.images, distillation.batch, buffer.views or buffer.capacity"
+OUT_OF_MEMORY = (
+    "out of memory: lower inversion.images, probe.images, distillation.batch, buffer.views or buffer.capacity, or a "
+    "generator's inversion.latent or inversion.width"
+)
 SO_FAR = "student.so-far.safetensors"
 
 
