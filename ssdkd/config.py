@@ -74,7 +74,7 @@ class ImageConfig:
 
 @dataclass
 class InversionConfig:
-    images: int = option(128, "candidates made in a round", low=1)
+    images: int = option(128, "candidates made in a round", low=1, high=1_000_000)
     steps: int | None = option(
         None, "steps of the search for each batch of candidates; null: 10 on a pyramid, 5 else", low=1
     )
@@ -156,7 +156,7 @@ class DistillationConfig:
 
 @dataclass
 class ProbeConfig:
-    images: int = option(256, "synthetic images that are measured on and never trained on", low=1)
+    images: int = option(256, "synthetic images that are measured on and never trained on", low=1, high=1_000_000)
     patience: int = option(4, "times as many steps as for a candidate that the search for one of them takes", low=1)
 
 

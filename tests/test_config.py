@@ -262,6 +262,11 @@ def test_a_value_below_its_range_is_refused(flag: str, value: str, least: str) -
     assert f"at least {least}" in message
 
 
+@pytest.mark.parametrize("flag", ["--inversion.images", "--probe.images"])
+def test_images_that_a_run_would_never_have_made_are_refused(flag: str) -> None:
+    assert refusal(flag, str(10**12)) == f"{flag[2:]}: expected at most 1000000, got {10**12}."
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf"])
 def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
     assert refusal("--distillation.learning-rate", value).startswith(
