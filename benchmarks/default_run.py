@@ -38,11 +38,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     known, options = parser.parse_known_args(argv)
     require_at_least(known, first=0, seeds=1, jobs=1)
-    print(f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}")
-    gaps = []
+    head = f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}"
+    gaps: list[float] = []
     with pool(known.jobs) as workers:
         seeds = range(known.first, known.first + known.seeds)
         for seed, s in zip(seeds, workers.map(partial(one, options), seeds), strict=True):
+            if not gaps:  # not before, for the options may be none that a run can have
+                print(head)
             gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
             fewer = s["teacher_parameters"] / s["student_parameters"]
             print(

@@ -388,9 +388,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         keep_freed_memory()  # as every run does
     options = {"precision": given.precision, "compile": given.compile, "threads": given.threads}
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
+    engines = [prepare(task, teachers.get(task), given.device, options) for task in tasks]  # all before the work
     rounds = []
-    for task in tasks:
-        engine = prepare(task, teachers.get(task), given.device, options)
+    for task, engine in zip(tasks, engines, strict=True):
         rounds.append(time_round(task, engine, given.repetitions, processor))
         show_round(rounds[-1])
     step = next((row["student_step_seconds"] for row in rounds if row["task"] == "cifar10"), None)

@@ -102,10 +102,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     teachers = {"mnist": given.mnist_teacher, "cifar10": given.cifar_teacher}
     rows: list[dict[str, Any]] = []
-    print(f"{'':<28}{'a student step':>34}{'an inversion step':>34} {'first':>7}")
     for task in tasks:
         processor = given.clock == "processor"
         timed = time_switches(task, teachers.get(task), given.device, given.steps, given.turns, processor)
+        if not rows:
+            print(f"{'':<28}{'a student step':>34}{'an inversion step':>34} {'first':>7}")
         for row in timed:
             show(row)
         rows += timed
