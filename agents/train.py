@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import shutil
 import signal
 import sys
 import time
@@ -439,7 +440,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         state = _newest_state(folder)
         begin, family = config.beginning() if state is None else None, whole_family(config)
     with folder.claimed():
-        print(f"policy: {train(config, family, folder, begin, state, given.quiet)}")
+        try:
+            print(f"policy: {train(config, family, folder, begin, state, given.quiet)}")
+        except ConfigError:
+            if given.resume is None and not (folder / POLICY).exists():  # it could not begin to learn
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
 
 
 def whole_family(config: TrainConfig) -> TasksConfig:

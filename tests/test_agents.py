@@ -702,13 +702,14 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--family", "no_family"], "no_family"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused_in_one_sentence(
+def test_a_training_that_cannot_be_is_refused_in_one_sentence_and_leaves_no_folder(
     flags: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main([*train_flags(tmp_path, "ppo", "--steps", "16"), *flags]) == 2
     told = capsys.readouterr().err
     assert word in told
     assert told.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.parametrize(
