@@ -5,7 +5,6 @@ This is the one place where real images train a network, and that network is nev
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
+from ssdkd.files import require_writable
 from ssdkd.models import count_multiply_adds, create_model, save_weights
 
 
@@ -95,10 +95,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     device = choose_device(options.device)
     out = Path(options.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"out: the folder {out.parent} does not exist; make it or choose another.")
-    if out.suffix != ".safetensors" or out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"out: weights cannot be saved as {out}; name a file in .safetensors that can be written.")
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"out: weights cannot be saved as {out}; name a file in .safetensors.")
+    require_writable(out, "out")
     torch.manual_seed(options.seed)
     train_set = load_dataset(options.dataset, options.data_root, "train", limit=options.limit)
     test_set = load_dataset(options.dataset, options.data_root, "test")
