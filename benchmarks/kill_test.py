@@ -30,8 +30,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.arguments import require_at_least
 from ssdkd.checkpoint import load_newest
-from ssdkd.errors import CheckpointError
+from ssdkd.errors import CheckpointError, run_command
 
 OPERATIONS = ("write", "fsync", "replace")
 FIRST, AGAIN, LAST = ("config.yaml", "metrics.jsonl"), ("metrics.jsonl",), ("student.safetensors", "summary.json")
@@ -85,7 +86,7 @@ def resume(folder: Path) -> list[str]:
     return [sys.executable, "-m", "ssdkd.run", "--resume", str(folder)]
 
 
-def run(
+def run_or_kill(
     argv: list[str], fault: str = "", until: Callable[[float], bool] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run until the end, or kill it as soon as `until`, told the seconds gone by, says so."""
@@ -142,7 +143,7 @@ def undisturbed_run(options: Sequence[str]) -> Undisturbed:
             return False
 
         began = time.monotonic()
-        whole = run(command(out, options), until=note_first_round)
+        whole = run_or_kill(command(out, options), until=note_first_round)
         seconds = time.monotonic() - began
         if whole.returncode:
             raise SystemExit(whole.stderr)
@@ -162,7 +163,7 @@ def one_run(
             argv = command(out, options) if folder is None else resume(folder)
             kill = kills[number] if number < len(kills) else None
             how, fault, until = _plan(kill, undisturbed, out, newest_checkpoint(folder), interval)
-            process = run(argv, fault, until)
+            process = run_or_kill(argv, fault, until)
             told = re.search(r"Going on from round-0*(\d+)\.", process.stderr)
             said.append(int(told[1]) if told else None)
             folder = begun(out)
@@ -266,19 +267,20 @@ def kill_test(
     return outcomes, verdicts
 
 
-def main() -> int:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Kill runs, resume them, compare the students.", allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=50, help="kills over all runs (default: 50)")
     parser.add_argument("--kills-per-run", type=int, default=5, help="so often each run is killed (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; the runs have seed 0 (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--interval", type=int, default=10, help="rounds between checkpoints (default: 10)")
-    given, more = parser.parse_known_args()
+    given, more = parser.parse_known_args(argv)
+    require_at_least(given, kills=1, kills_per_run=1, jobs=1, interval=1)
     options = ["--checkpoint.minutes", "0", "--checkpoint.rounds", str(given.interval), *more]
     outcomes, verdicts = kill_test(given.kills, given.kills_per_run, given.seed, given.jobs, options, given.interval)
-    good = all(verdicts) and all(outcome.lost <= given.interval for outcome in outcomes)
-    return 0 if good else 1
+    if not all(verdicts) or any(outcome.lost > given.interval for outcome in outcomes):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(run, None))

@@ -18,10 +18,13 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssdkd.run import main as run_command
+from benchmarks.arguments import require_at_least
+from ssdkd import run as command
+from ssdkd.errors import run_command
 from ssdkd.tracking import Display
 
 SMALLER = [
@@ -80,7 +83,7 @@ def soak(rounds: int, seed: int, every: int, options: list[str]) -> tuple[list[S
     try:
         with tempfile.TemporaryDirectory(prefix="ssdkd-soak-") as out:
             argv = ["--rounds", str(rounds), "--seed", str(seed), "--out", out, "--quiet", *SMALLER, *options]
-            code = run_command(argv)
+            code = command.main(argv)
             if code:
                 raise SystemExit(code)
     finally:
@@ -88,12 +91,14 @@ def soak(rounds: int, seed: int, every: int, options: list[str]) -> tuple[list[S
     return seen, strange
 
 
-def main() -> int:
+def run(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A long run on digits, its memory watched.", allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=2000, help="(default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--every", type=int, default=250, help="rounds between lines of the table (default: 250)")
-    given, more = parser.parse_known_args()
+    given, more = parser.parse_known_args(argv)
+    require_at_least(given, every=1)
+    require_at_least(given, rounds=min(given.every, SETTLED))  # else nothing is seen
     seen, strange = soak(given.rounds, given.seed, given.every, more)
     print(f"{'round':>6} {'resident MiB':>13} {'open files':>11} {'probe KL':>9} {'seconds':>8}")
     for sight in seen:
@@ -104,8 +109,9 @@ def main() -> int:
         f"from round {settled.round} to {seen[-1].round}: memory {100 * growth:+.1f} %, open files {files:+d}, "
         f"{strange} numbers not finite"
     )
-    return 0 if growth <= MOST_GROWTH and files <= 0 and strange == 0 else 1
+    if growth > MOST_GROWTH or files > 0 or strange:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(run, None))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cost, default_run, learning_curve, make_family, screen, switches, units, views
+from benchmarks import cost, default_run, kill_test, learning_curve, make_family, screen, switches, units, views
 from benchmarks import round as rounds
 from ssdkd.errors import run_command
 
@@ -19,6 +19,8 @@ WRONG: list[tuple[Any, str, str]] = [
     (default_run, "--jobs 0", "--jobs: at least 1."),
     (default_run, "--first -1", "--first: at least 0."),
     (default_run, "--seeds 1 --jobs 1 --foo", "unknown option --foo."),
+    (kill_test, "--jobs 0", "--jobs: at least 1."),
+    (kill_test, "--kills-per-run 0", "--kills-per-run: at least 1."),
     (learning_curve, "a=nowhere --out curve.png", "nowhere holds no curves of a training"),
     (learning_curve, "a=. --out curve.png", ". holds no curves of a training"),
     (learning_curve, "foo --out curve.png", "expected NAME=FOLDER, got 'foo'."),
@@ -58,6 +60,15 @@ def test_an_option_that_cannot_be_is_one_sentence(
     assert said.err.startswith(f"error: {told}")
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [("--every 0", "--every: at least 1."), ("--rounds 9", "--rounds: at least 100.")]
+)
+def test_soaking_looks_at_a_round(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    soak = pytest.importorskip("benchmarks.soak", reason="POSIX")
+    assert run_command(soak.run, words.split()) == 2
+    assert capsys.readouterr() == ("", f"error: {told}\n")
 
 
 def test_fuzzing_takes_a_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
