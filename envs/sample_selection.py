@@ -201,6 +201,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        if options is not None and not _is_task(options):
+            raise ConfigError(f"reset: options are a mapping such as {{'task': {{...}}}}, not {cut(options)}.")
         unknown = sorted(set(options or {}) - {"task"})
         if unknown:
             raise ConfigError(f"reset: there is no option {unknown[0]!r}; there is task, a mapping over the config.")

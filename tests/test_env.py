@@ -162,9 +162,12 @@ def test_same_seed_and_actions_give_the_identical_trajectory(warm_starts: int) -
     assert not np.array_equal(first[-2], trajectory(env, 4)[-2])
 
 
-def test_a_task_that_is_no_mapping_is_refused() -> None:
+def test_a_task_or_options_that_are_no_mapping_are_refused() -> None:
     with pytest.raises(ConfigError, match="the option task is a mapping"):
         tiny_env().reset(options={"task": "digits"})
+    for options in (3, [], "task", ["task"], {3: 4, "task": {}}):
+        with pytest.raises(ConfigError, match="reset: options are a mapping"):
+            tiny_env().reset(options=options)  # type: ignore[arg-type]
 
 
 def test_a_copied_warm_start_tells_what_the_first_one_told() -> None:
