@@ -332,6 +332,11 @@ def test_a_task_that_makes_no_sense_is_refused(key: str, value: object) -> None:
     assert f"{key} of model 'vgg8' must be a whole number of at least 1" in config_error("vgg8", **{key: value})
 
 
+@pytest.mark.parametrize("shape", [8, "88", (8,), (8, 8, 1), (8, 2.0), (8, 0), ()])
+def test_a_shape_that_is_no_height_and_width_is_refused(shape: object) -> None:
+    assert "image_shape of model 'vgg8' must be height and width" in config_error("vgg8", image_shape=shape)
+
+
 def test_a_task_argument_among_the_arguments_of_a_zoo_model_is_refused() -> None:
     assert "num_classes of model 'vgg8' is given by the task" in config_error("vgg8", {"num_classes": 5})
 

@@ -89,6 +89,9 @@ def create_model(
     for key, number in zip(_TASK_ARGUMENTS, (num_classes, in_channels, image_size), strict=True):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"{key} of model {name!r} must be a whole number of at least 1, not {number!r}.")
+    shape = (image_size, image_size) if image_shape is None else image_shape
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not all(type(n) is int and n >= 1 for n in shape):
+        raise ConfigError(f"image_shape of model {name!r} must be height and width, in pixels, not {image_shape!r}.")
 
     own = {**(more_arguments or {}), **arguments}
     if ":" in name:
@@ -99,7 +102,7 @@ def create_model(
         task = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         model = _call(name, builder, {**task, **own})
 
-    logits = dry_run(model, (in_channels, *(image_shape or (image_size, image_size))), name=f"model {name!r}")
+    logits = dry_run(model, (in_channels, *shape), name=f"model {name!r}")
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(
             f"model {name!r} returns a {type(logits).__name__}, not one tensor of logits: "
