@@ -300,7 +300,7 @@ class Engine:
             self.synthesized += len(images)
             if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
-                made.append(Candidates(samples[samples.usable().nonzero()[:, 0]], recipe, targets, terms))
+                made.append(Candidates(samples[samples.usable()], recipe, targets, terms))
         held_back = _joined([each.samples for each in made[len(made) - probe_batches :]])[slice(0, probe.images)]
         if len(held_back) == 0:
             raise NumericalError(
@@ -353,7 +353,7 @@ class Engine:
             buffer.size = 0
         held = buffer.filled()
         if buffer.size < buffer.capacity:  # free slots take whatever comes; afterwards nothing waits for the device
-            rows = usable.nonzero()[:, 0]
+            rows = usable.nonzero()[:, 0]  # by the mask itself, each array would wait
             new, usable = new[rows], usable[rows]
         counts = selection.class_counts(torch.cat([held.classes, new.classes]), self.spec.num_classes)
 

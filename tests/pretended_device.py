@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
-ASKED_FOR = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero")}
+ASKED_FOR = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "masked_select", "nonzero")}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}  # by a mask it asks how many there are
 
 waits: list[str] = []  # what made the host wait, in order
