@@ -89,7 +89,7 @@ def _cifar10_cpu(student: str) -> Size:
 def _cifar10_gpu(teacher: str, student: str) -> Size:
     long: Settings = {"distillation": {"steps": 400}}
     methods: dict[str, tuple[str, Settings]] = {
-        **ours("cifar10", rounds=100, distillation={"batch": 256, "steps": 400}),
+        **ours("cifar10", rounds=100, inversion={"images": 256}, distillation={"batch": 256, "steps": 400}),
         **{f"fastdfkd-{k}": fastdfkd(k, 200, 20, **long) for k in (2, 5, 10)},
         "dafl": ("dafl", {"rounds": 240_000}),
     }
