@@ -335,7 +335,10 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other."""
+        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other.
+
+        The engine takes gradients even where the agent acts under `no_grad` or `inference_mode`.
+        """
         if self._given is not None:
             yield
             return
@@ -343,7 +346,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self._torch_random is not None:
             torch.set_rng_state(self._torch_random)
         try:
-            yield
+            with torch.inference_mode(False):  # which also switches gradients on
+                yield
         finally:
             self._torch_random = torch.get_rng_state()
             torch.set_rng_state(outside)
