@@ -334,6 +334,16 @@ def test_no_step_before_reset_or_after_the_end() -> None:
         env.step(np.zeros(SIZE))
 
 
+@pytest.mark.parametrize("task", [{"rouns": 3}, {"minutes": 1e-6}])
+def test_a_reset_that_is_refused_leaves_no_episode(task: dict[str, Any]) -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    with pytest.raises(ConfigError):
+        env.reset(options={"task": task})
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(SIZE))
+
+
 def test_training_that_leaves_the_finite_numbers_ends_the_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     env = tiny_env(reward="area")
     env.reset(seed=0)
