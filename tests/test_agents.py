@@ -211,6 +211,11 @@ def test_a_zip_of_stable_baselines_needs_trust(tmp_path: Path) -> None:
     np.testing.assert_allclose(own.predict(observations, deterministic=True)[0], expected, atol=1e-6)
 
 
+def test_a_policy_of_no_known_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policy: expected uniform, random, ssdkd or learned, got 'clever'"):
+        choose_policy("clever", 0)
+
+
 def test_fixed_policies_take_neither_file_nor_lessons(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="policy_file"):
         choose_policy("ssdkd", 0, "p.safetensors")
