@@ -470,7 +470,7 @@ def train_flags(tmp_path: Path, algorithm: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", ARGUMENTS)
 def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_path: Path) -> None:
-    evaluation = ["--evaluate-seeds", "1" if algorithm == "ppo" else "0"]
+    evaluation = ["--evaluate-seeds", "1" if algorithm in ("ppo", "stable_baselines3:PPO") else "0"]
     flags = train_flags(tmp_path, algorithm, "--steps", "32", "--log-every", "8", *evaluation)
     assert train.main(flags) == 0
     folder = only_run(tmp_path)
