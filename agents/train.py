@@ -105,6 +105,19 @@ class TrainConfig:
         files = {"family": Path(self.family).name, "begin": Path(self.begin).name if self.begin else None}
         return {k: v for k, v in asdict(self).items() if k not in ("teachers_root", "out")} | files
 
+    def description(self, **more: Any) -> Description:
+        """What a policy's file says of the policy."""
+        return Description(
+            algorithm=self.algorithm,
+            net_arch=list(self.net_arch),
+            activation=self.activation,
+            observations=self.observed(),
+            actions=self.acted(),
+            reward=self.reward,
+            arguments=dict(self.arguments),
+            **more,
+        )
+
     def beginning(self) -> LearnedPolicy | None:
         """The policy to begin with, if there is one; it must be of the make that is trained."""
         if self.begin is None:
@@ -157,15 +170,8 @@ class Training:
     def policy(self) -> LearnedPolicy:
         """What is learned so far."""
         scaled = self.config.normalise
-        described = Description(
-            algorithm=self.config.algorithm,
-            net_arch=list(self.config.net_arch),
-            activation=self.config.activation,
-            observations=self.observations,
-            actions=self.actions,
-            reward=self.config.reward,
+        described = self.config.description(
             reward_scale=float(np.sqrt(self.vector.ret_rms.var + 1e-8)) if scaled else 1.0,
-            arguments=dict(self.config.arguments),
             training={"steps": self.model.num_timesteps, "config": self.config.told()},
         )
         if not scaled:
@@ -427,7 +433,10 @@ def run(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"net_arch {fault}, so that its policy could not be read: {str(config.net_arch)[:60]}.")
         state, begin, family = None, config.beginning(), whole_family(config)
         spaces = DummyVecEnv([lambda: Spaces(config.observed(), config.acted())] * config.environments)
-        build_learner(config.algorithm, spaces, config.net_arch, config.activation, config.arguments, config.seed)
+        learner = build_learner(
+            config.algorithm, spaces, config.net_arch, config.activation, config.arguments, config.seed
+        )
+        policy_of(learner, config.description()).require_readable()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
     else:

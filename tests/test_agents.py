@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, TD3
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_env import TINY
 
@@ -77,6 +77,45 @@ def test_a_policy_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
     assert again.description == policy.description
     assert again.fingerprint() == policy.fingerprint()
     assert {"value", "spread"} >= set(again.diagnostics(observations[0])) >= {"value"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [("ppo", {"use_sde": True}), ("sac", {"use_sde": True}), ("stable_baselines3:DDPG", {})],
+)
+def test_a_network_that_its_algorithm_makes_otherwise_comes_back(
+    algorithm: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build_learner(algorithm, Spaces(NAMES, ACTIONS), [8], "tanh", arguments, 0)
+    policy = policy_of(model, Description(algorithm, [8], "tanh", arguments=arguments))
+    policy.save(tmp_path / "p.safetensors")
+    again = load_policy(tmp_path / "p.safetensors", trust=True)
+    seen = some_observations()
+    np.testing.assert_array_equal(
+        again.predict(seen, deterministic=True)[0], policy.predict(seen, deterministic=True)[0]
+    )
+
+
+class ThreeCritics(TD3):
+    """An algorithm whose network no description tells."""
+
+    def __init__(self, *given: Any, policy_kwargs: dict[str, Any], **more: Any) -> None:
+        super().__init__(*given, policy_kwargs={**policy_kwargs, "n_critics": 3}, **more)
+
+
+def test_a_policy_that_could_not_be_read_again_is_neither_trained_nor_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{__name__}:ThreeCritics"
+    assert train.main([*train_flags(tmp_path, "td3", "--steps", "16"), "--algorithm", name]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: a policy of {name} with these arguments could not be read from its file")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    model = build_learner(name, Spaces(NAMES, ACTIONS), [8], "tanh", {}, 0)
+    with pytest.raises(CheckpointError, match="could not be read"):
+        policy_of(model, Description(name, [8], "tanh")).save(tmp_path / "p.safetensors")
+    assert not (tmp_path / "p.safetensors").exists()
 
 
 def test_a_critic_that_has_learned_nothing_says_nothing() -> None:
