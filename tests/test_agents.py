@@ -735,6 +735,7 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--arguments", "{n_stps: 3}"], "n_stps"),
         (["--arguments", "{gamma: high}"], "arguments: ppo takes a number for gamma, got 'high'."),
         (["--arguments", "{clip_range: [0.1]}"], "takes a number for clip_range"),
+        (["--arguments", "{max_grad_norm: .inf}"], "max_grad_norm holds a number that is not finite"),
         (["--algorithm", EVOLUTION, "--arguments", "{rate: high}"], "takes a number for rate"),
         (["--algorithm", EVOLUTION, "--arguments", "{gae_lambda: null}"], "takes a number for gae_lambda"),
         (["--algorithm", EVOLUTION, "--arguments", "{pairs: 0}"], "pairs must be at least 1"),
