@@ -95,10 +95,10 @@ class TrainConfig:
     out: str = option("runs", "folder in which every training makes a folder of its own")
 
     def observed(self) -> list[str]:
-        return self.observe or [entry.name for entry in ENTRIES]
+        return [entry.name for entry in ENTRIES] if self.observe is None else self.observe
 
     def acted(self) -> list[str]:
-        return self.act or [r.name for r in RANGES]
+        return [r.name for r in RANGES] if self.act is None else self.act
 
     def told(self) -> dict[str, Any]:
         """What a policy's file says of its training: all of this but where files lay on one machine."""

@@ -743,6 +743,8 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--algorithm", "td3", "--arguments", "{policy_delay: 0, learning_starts: 0}"], "td3 cannot learn"),
         (["--observe", "[progress, wisdom]"], "wisdom"),
         (["--act", "[alpha, alpha]"], "twice"),
+        (["--observe", "[]"], "there must be at least one observation"),
+        (["--act", "[]"], "there must be at least one coefficient"),
         (["--reward", "fame"], "reward"),
         (["--family", "no_family"], "no_family"),
     ],
