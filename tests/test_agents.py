@@ -857,7 +857,7 @@ def test_coefficients_may_stand_for_a_policy() -> None:
     first, last = (policy.predict(o)[0] for o in (np.zeros_like(late), late))
     assert first[ACTIONS.index("alpha")] == pytest.approx(0.0)
     assert (first[ACTIONS.index("beta")], last[ACTIONS.index("beta")]) == (-1.0, 1.0)
-    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}"):
+    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}", "{alpha: [0.1, 0.9, 0.2]}", "{alpha: []}"):
         with pytest.raises(ConfigError, match="policies"):
             evaluate.policy_by(wrong, seed=0)
     mappings = [{"alpha": 0.75, "beta": [0.0, 1.0]}, {r.name: r.neutral for r in RANGES}]
