@@ -78,7 +78,7 @@ class TrainConfig:
     activation: str = option("tanh", "between them", choices=("tanh", "relu", "elu", "silu"))
     family: str = option("family", "family of tasks, by name or YAML file")
     teachers_root: str | None = option(None, "folder of the family's teachers; null: as the family says")
-    reward: str = option("area", "what a round is worth", choices=("probe", "area", "validation", "outcome"))
+    reward: str = option("area", "what a round is worth", choices=tuple(REWARDS))
     observe: list[str] | None = option(None, "names of the observation's entries to read; null: all")
     act: list[str] | None = option(None, "names of the coefficients to set, the others stay neutral; null: all")
     begin: str | None = option(None, "policy file to begin with, of the same make; null: as the algorithm begins")
@@ -423,8 +423,6 @@ HARMLESS = ("steps", "out", "teachers_root", "evaluate_", "log_every", "checkpoi
 
 def run(argv: Sequence[str] | None = None) -> None:
     config, given = _read(argv, "train-digits")
-    if config.reward not in REWARDS:
-        raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
         columns_of(config.observed()), rows_of(config.acted())  # what cannot be is noticed before there is a folder
