@@ -134,6 +134,8 @@ def schedule(text: str) -> SchedulePolicy:
     """Coefficients as YAML, constant or from start to end, else neutral: `{alpha: 0.6, beta: [0.4, 1.0]}`."""
     try:
         values = yaml.safe_load(text)
+        if any(isinstance(v, list) and len(v) != 2 for v in values.values()):
+            raise ValueError("a list is a start and an end")
         ends = [{k: float(v[at] if isinstance(v, list) else v) for k, v in values.items()} for at in (0, -1)]
         start, end = (Coefficients(**values) for values in ends)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, IndexError) as error:

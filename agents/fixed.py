@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.spaces import PROGRESS
 from ssdkd.coefficients import RANGES, Coefficients
+from ssdkd.errors import ConfigError
 
 
 class Policy(Protocol):
@@ -82,4 +83,7 @@ def fixed_policy(name: str, seed: int) -> Policy:
     """A policy that needs no training, by its name in results."""
     if name == "random":
         return RandomPolicy(seed)
-    return {"uniform": uniform, "ssdkd": ssdkd}[name]()
+    known = {"uniform": uniform, "ssdkd": ssdkd}
+    if name not in known:
+        raise ConfigError(f"policy: expected uniform, random, ssdkd or learned, got {name!r}.")
+    return known[name]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -158,7 +159,8 @@ def checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the algorithm `name`, numbers as numbers.
 
     Raises:
-        ConfigError: one is none where the algorithm has a number, which else shows in the middle of a training.
+        ConfigError: one is none where the algorithm has a number, or is infinite, which else shows in the middle of a
+            training.
     """
     classes = reversed(algorithm_class(name).__mro__)
     usual = {key: p.default for c in classes for key, p in inspect.signature(c.__init__).parameters.items()}  # type: ignore[misc]
@@ -166,6 +168,13 @@ def checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         if type(usual.get(key)) in (int, float) and not isinstance(value, (int, float)):
             raise ConfigError(f"arguments: {name} takes a number for {key}, got {str(value)[:60]!r}.")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ConfigError(
+                f"arguments: {key} holds a number that is not finite, which a policy's file cannot: {str(value)[:60]}; "
+                "give a finite one."
+            ) from error
     return found
 
 

@@ -23,6 +23,7 @@ name, a policy survives new entries in the table; it is refused where one that i
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -33,6 +34,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from stable_baselines3 import DDPG
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ from agents.learning import ACTIVATIONS, ALGORITHMS, algorithm_class, columns_of
 from envs.rewards import REWARDS
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import CheckpointError, ConfigError
+from ssdkd.errors import CheckpointError, ConfigError, first_line
 from ssdkd.files import read_safetensors, write_safetensors
 
 EVOLUTION = "agents.evolution:Evolution"  # its critic has learned nothing
@@ -150,20 +152,35 @@ class LearnedPolicy:
                 "the policy file is not the one that the run began with: put that one back, or start a new run."
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write the policy as one file, whole or not at all."""
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"a policy cannot be saved as {path}: let the name end in .safetensors.")
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it, beside the description."""
         tensors: dict[str, Tensor] = {
             f"policy.{name}": value for name, value in self.network.state_dict().items() if "_target." not in name
         }
         tensors["normalise.mean"] = torch.as_tensor(self.mean, dtype=torch.float64)
         tensors["normalise.var"] = torch.as_tensor(self.var, dtype=torch.float64)
+        return tensors
+
+    def require_readable(self) -> None:
+        """Refuse a network that is not the one which its description builds: its file could never be read."""
+        try:
+            _assembled(self.tensors(), self.description)
+        except Exception as error:  # whatever the algorithm's policy makes of the description
+            raise CheckpointError(
+                f"a policy of {self.description.algorithm} with these arguments could not be read from its file "
+                f"({first_line(error)}); take another algorithm or other arguments."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as one file, whole or not at all."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"a policy cannot be saved as {path}: let the name end in .safetensors.")
+        self.require_readable()
         text = json.dumps({"format": _FORMAT, **asdict(self.description)}, allow_nan=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_safetensors(path, tensors, {"ssdkd.policy": text}, seal=True)
+            write_safetensors(path, self.tensors(), {"ssdkd.policy": text}, seal=True)
         except OSError as error:
             raise CheckpointError(f"policy {path} cannot be saved: {error.strerror or error}.") from error
 
@@ -294,8 +311,13 @@ def _network(described: Description) -> BasePolicy:
         "net_arch": described.net_arch,
         "activation_fn": ACTIVATIONS[described.activation],
     }
+    policy_class = cls.policy_aliases["MlpPolicy"]
+    if described.arguments.get("use_sde") and "use_sde" in inspect.signature(policy_class).parameters:
+        arguments["use_sde"] = True
+    if issubclass(cls, DDPG):
+        arguments["n_critics"] = 1  # in which it differs from TD3, whose policy it has
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn and then replaced
-        policy: BasePolicy = cls.policy_aliases["MlpPolicy"](
+        policy: BasePolicy = policy_class(
             seen_space(described.observations), set_space(described.actions), lambda _: 0.0, **arguments
         )
     return policy

@@ -78,7 +78,7 @@ class TrainConfig:
     activation: str = option("tanh", "between them", choices=("tanh", "relu", "elu", "silu"))
     family: str = option("family", "family of tasks, by name or YAML file")
     teachers_root: str | None = option(None, "folder of the family's teachers; null: as the family says")
-    reward: str = option("area", "what a round is worth", choices=("probe", "area", "validation", "outcome"))
+    reward: str = option("area", "what a round is worth", choices=tuple(REWARDS))
     observe: list[str] | None = option(None, "names of the observation's entries to read; null: all")
     act: list[str] | None = option(None, "names of the coefficients to set, the others stay neutral; null: all")
     begin: str | None = option(None, "policy file to begin with, of the same make; null: as the algorithm begins")
@@ -95,15 +95,28 @@ class TrainConfig:
     out: str = option("runs", "folder in which every training makes a folder of its own")
 
     def observed(self) -> list[str]:
-        return self.observe or [entry.name for entry in ENTRIES]
+        return [entry.name for entry in ENTRIES] if self.observe is None else self.observe
 
     def acted(self) -> list[str]:
-        return self.act or [r.name for r in RANGES]
+        return [r.name for r in RANGES] if self.act is None else self.act
 
     def told(self) -> dict[str, Any]:
         """What a policy's file says of its training: all of this but where files lay on one machine."""
         files = {"family": Path(self.family).name, "begin": Path(self.begin).name if self.begin else None}
         return {k: v for k, v in asdict(self).items() if k not in ("teachers_root", "out")} | files
+
+    def description(self, **more: Any) -> Description:
+        """What a policy's file says of the policy."""
+        return Description(
+            algorithm=self.algorithm,
+            net_arch=list(self.net_arch),
+            activation=self.activation,
+            observations=self.observed(),
+            actions=self.acted(),
+            reward=self.reward,
+            arguments=dict(self.arguments),
+            **more,
+        )
 
     def beginning(self) -> LearnedPolicy | None:
         """The policy to begin with, if there is one; it must be of the make that is trained."""
@@ -157,15 +170,8 @@ class Training:
     def policy(self) -> LearnedPolicy:
         """What is learned so far."""
         scaled = self.config.normalise
-        described = Description(
-            algorithm=self.config.algorithm,
-            net_arch=list(self.config.net_arch),
-            activation=self.config.activation,
-            observations=self.observations,
-            actions=self.actions,
-            reward=self.config.reward,
+        described = self.config.description(
             reward_scale=float(np.sqrt(self.vector.ret_rms.var + 1e-8)) if scaled else 1.0,
-            arguments=dict(self.config.arguments),
             training={"steps": self.model.num_timesteps, "config": self.config.told()},
         )
         if not scaled:
@@ -310,7 +316,7 @@ def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunF
         nonlocal known
         if not known:
             known = evaluate(FIXED, base, tasks, seeds, processes)
-        newest = evaluate([str(folder / POLICY)], base, tasks, seeds, processes)
+        newest = evaluate([str(folder / POLICY)], base, tasks, seeds, processes, trust=True)  # it was made here
         judged = {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
         with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"steps": steps, **judged}) + "\n")
@@ -417,8 +423,6 @@ HARMLESS = ("steps", "out", "teachers_root", "evaluate_", "log_every", "checkpoi
 
 def run(argv: Sequence[str] | None = None) -> None:
     config, given = _read(argv, "train-digits")
-    if config.reward not in REWARDS:
-        raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {config.reward!r}.")
     torch.set_num_threads(1)
     if given.resume is None:
         columns_of(config.observed()), rows_of(config.acted())  # what cannot be is noticed before there is a folder
@@ -427,7 +431,10 @@ def run(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"net_arch {fault}, so that its policy could not be read: {str(config.net_arch)[:60]}.")
         state, begin, family = None, config.beginning(), whole_family(config)
         spaces = DummyVecEnv([lambda: Spaces(config.observed(), config.acted())] * config.environments)
-        build_learner(config.algorithm, spaces, config.net_arch, config.activation, config.arguments, config.seed)
+        learner = build_learner(
+            config.algorithm, spaces, config.net_arch, config.activation, config.arguments, config.seed
+        )
+        policy_of(learner, config.description()).require_readable()
         folder = RunFolder.create(config.out, f"policy-{config.algorithm.replace(':', '.')}-seed{config.seed}")
         folder.write_text(CONFIG, to_yaml(config))
     else:

@@ -211,12 +211,14 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ConfigError(f"reset: the option task is a mapping over the config, not {task!r}.")
         with self._own_randomness():
             if self._given is None:
+                self._loop = None  # a task that is refused leaves no episode that would pass for it
                 self._engine = self._build(task)
             elif self.engine.round:
                 raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
-            self._loop = self.engine.loop()
+            loop = self.engine.loop()
             self.memory = Memory(task=task_facts(self.engine))
-            self.memory.recent.append(self._measured(next(self._loop)))
+            self.memory.recent.append(self._measured(next(loop)))
+            self._loop = loop
         self._show()
         return observe(self.memory), self._info()
 
@@ -335,7 +337,10 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other."""
+        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other.
+
+        The engine takes gradients even where the agent acts under `no_grad` or `inference_mode`.
+        """
         if self._given is not None:
             yield
             return
@@ -343,7 +348,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self._torch_random is not None:
             torch.set_rng_state(self._torch_random)
         try:
-            yield
+            with torch.inference_mode(False):  # which also switches gradients on
+                yield
         finally:
             self._torch_random = torch.get_rng_state()
             torch.set_rng_state(outside)

@@ -45,6 +45,7 @@ class Result:
     folder: Path | None = None
 
 
+@torch.inference_mode(False)  # with gradients, whatever the caller's mode is
 def distill(
     teacher: nn.Module,
     student: nn.Module,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, TD3
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_env import TINY
 
@@ -77,6 +77,45 @@ def test_a_policy_comes_back_as_it_was(algorithm: str, tmp_path: Path) -> None:
     assert again.description == policy.description
     assert again.fingerprint() == policy.fingerprint()
     assert {"value", "spread"} >= set(again.diagnostics(observations[0])) >= {"value"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [("ppo", {"use_sde": True}), ("sac", {"use_sde": True}), ("stable_baselines3:DDPG", {})],
+)
+def test_a_network_that_its_algorithm_makes_otherwise_comes_back(
+    algorithm: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build_learner(algorithm, Spaces(NAMES, ACTIONS), [8], "tanh", arguments, 0)
+    policy = policy_of(model, Description(algorithm, [8], "tanh", arguments=arguments))
+    policy.save(tmp_path / "p.safetensors")
+    again = load_policy(tmp_path / "p.safetensors", trust=True)
+    seen = some_observations()
+    np.testing.assert_array_equal(
+        again.predict(seen, deterministic=True)[0], policy.predict(seen, deterministic=True)[0]
+    )
+
+
+class ThreeCritics(TD3):
+    """An algorithm whose network no description tells."""
+
+    def __init__(self, *given: Any, policy_kwargs: dict[str, Any], **more: Any) -> None:
+        super().__init__(*given, policy_kwargs={**policy_kwargs, "n_critics": 3}, **more)
+
+
+def test_a_policy_that_could_not_be_read_again_is_neither_trained_nor_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{__name__}:ThreeCritics"
+    assert train.main([*train_flags(tmp_path, "td3", "--steps", "16"), "--algorithm", name]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: a policy of {name} with these arguments could not be read from its file")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    model = build_learner(name, Spaces(NAMES, ACTIONS), [8], "tanh", {}, 0)
+    with pytest.raises(CheckpointError, match="could not be read"):
+        policy_of(model, Description(name, [8], "tanh")).save(tmp_path / "p.safetensors")
+    assert not (tmp_path / "p.safetensors").exists()
 
 
 def test_a_critic_that_has_learned_nothing_says_nothing() -> None:
@@ -209,6 +248,11 @@ def test_a_zip_of_stable_baselines_needs_trust(tmp_path: Path) -> None:
     trusted.save(tmp_path / "own.safetensors")
     own = load_policy(tmp_path / "own.safetensors")
     np.testing.assert_allclose(own.predict(observations, deterministic=True)[0], expected, atol=1e-6)
+
+
+def test_a_policy_of_no_known_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policy: expected uniform, random, ssdkd or learned, got 'clever'"):
+        choose_policy("clever", 0)
 
 
 def test_fixed_policies_take_neither_file_nor_lessons(tmp_path: Path) -> None:
@@ -465,7 +509,7 @@ def train_flags(tmp_path: Path, algorithm: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", ARGUMENTS)
 def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_path: Path) -> None:
-    evaluation = ["--evaluate-seeds", "1" if algorithm == "ppo" else "0"]
+    evaluation = ["--evaluate-seeds", "1" if algorithm in ("ppo", "stable_baselines3:PPO") else "0"]
     flags = train_flags(tmp_path, algorithm, "--steps", "32", "--log-every", "8", *evaluation)
     assert train.main(flags) == 0
     folder = only_run(tmp_path)
@@ -691,6 +735,7 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--arguments", "{n_stps: 3}"], "n_stps"),
         (["--arguments", "{gamma: high}"], "arguments: ppo takes a number for gamma, got 'high'."),
         (["--arguments", "{clip_range: [0.1]}"], "takes a number for clip_range"),
+        (["--arguments", "{max_grad_norm: .inf}"], "max_grad_norm holds a number that is not finite"),
         (["--algorithm", EVOLUTION, "--arguments", "{rate: high}"], "takes a number for rate"),
         (["--algorithm", EVOLUTION, "--arguments", "{gae_lambda: null}"], "takes a number for gae_lambda"),
         (["--algorithm", EVOLUTION, "--arguments", "{pairs: 0}"], "pairs must be at least 1"),
@@ -698,6 +743,8 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--algorithm", "td3", "--arguments", "{policy_delay: 0, learning_starts: 0}"], "td3 cannot learn"),
         (["--observe", "[progress, wisdom]"], "wisdom"),
         (["--act", "[alpha, alpha]"], "twice"),
+        (["--observe", "[]"], "there must be at least one observation"),
+        (["--act", "[]"], "there must be at least one coefficient"),
         (["--reward", "fame"], "reward"),
         (["--family", "no_family"], "no_family"),
     ],
@@ -810,7 +857,7 @@ def test_coefficients_may_stand_for_a_policy() -> None:
     first, last = (policy.predict(o)[0] for o in (np.zeros_like(late), late))
     assert first[ACTIONS.index("alpha")] == pytest.approx(0.0)
     assert (first[ACTIONS.index("beta")], last[ACTIONS.index("beta")]) == (-1.0, 1.0)
-    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}"):
+    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}", "{alpha: [0.1, 0.9, 0.2]}", "{alpha: []}"):
         with pytest.raises(ConfigError, match="policies"):
             evaluate.policy_by(wrong, seed=0)
     mappings = [{"alpha": 0.75, "beta": [0.0, 1.0]}, {r.name: r.neutral for r in RANGES}]

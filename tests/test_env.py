@@ -191,6 +191,16 @@ def test_the_environment_leaves_the_agents_random_numbers_alone() -> None:
     assert torch.equal(drawn[0], torch.rand(4))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_agent_may_act_without_gradients(mode: Any) -> None:
+    expected = trajectory(tiny_env(), 3)
+    with mode():
+        found = trajectory(tiny_env(), 3)
+        assert not torch.is_grad_enabled(), "the agent's mode stays as it was"
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_warm_starts_share_no_state_between_episodes() -> None:
     env = tiny_env(warm_starts=1)
     env.reset(seed=0)
@@ -320,6 +330,16 @@ def test_no_step_before_reset_or_after_the_end() -> None:
         env.step(np.zeros(SIZE))
     env.reset(seed=0)
     assert env.step(np.zeros(SIZE))[2]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(SIZE))
+
+
+@pytest.mark.parametrize("task", [{"rouns": 3}, {"minutes": 1e-6}])
+def test_a_reset_that_is_refused_leaves_no_episode(task: dict[str, Any]) -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    with pytest.raises(ConfigError):
+        env.reset(options={"task": task})
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(SIZE))
 

@@ -172,6 +172,15 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_caller_may_be_without_gradients(mode: Any) -> None:
+    networks = digits_teacher(), a_student()
+    before = [p.clone() for p in networks[1].parameters()]
+    with mode():
+        ssdkd.distill(*networks, dataset="digits", **SMALL)
+    assert any(not torch.equal(p, was) for p, was in zip(networks[1].parameters(), before, strict=True))
+
+
 class Viewing(nn.Module):
     """A user's network that flattens by `view`, which only maps of one layout bear."""
 
