@@ -457,6 +457,18 @@ def test_running_out_of_memory_is_one_sentence(
     assert (folder / "student.so-far.safetensors").is_file()
 
 
+def test_a_student_that_cannot_be_measured_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is first shown the evaluation set when all is done."""
+
+    def no_memory(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("ssdkd.engine.predictions", no_memory)
+    assert main([*SMALL, "--out", str(tmp_path), "--quiet", "--tracking.evaluate-every", "0"]) == 3
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "student.safetensors").is_file()
+
+
 def test_memory_that_is_not_there_before_the_first_round_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
