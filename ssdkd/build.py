@@ -48,7 +48,7 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec, layout)
         _require_finite(network, role)
-    _require_trainable(student, spec, layout, min(config.distillation.batch, 2))
+    require_trainable(student, "student", spec, layout, min(config.distillation.batch, 2))
     torch.manual_seed(config.seed)
     return Engine(teacher, student, spec, config, device, evaluation)
 
@@ -238,13 +238,13 @@ def _leads_back(answer: torch.Tensor, images: torch.Tensor) -> bool:
     return torch.autograd.grad(answer.sum(), images, allow_unused=True)[0] is not None
 
 
-def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory_format, images: int) -> None:
+def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format, images: int) -> None:
     """Take a copy through a step on so many images: it must answer each, and its answers lead back to its weights."""
-    weights = [p for p in student.parameters() if p.requires_grad]
+    weights = [p for p in network.parameters() if p.requires_grad]
     if not weights or not all(p.is_leaf for p in weights):
-        raise ConfigError("the student has no weights that could learn (none of them is a leaf that requires_grad).")
+        raise ConfigError(f"the {role} has no weights that could learn (none of them is a leaf that requires_grad).")
     try:
-        trial = copy.deepcopy(student).train()
+        trial = copy.deepcopy(network).train()
     except Exception:
         return  # a student may be one that cannot be copied, where no mean of its weights is asked for
     blank = torch.zeros((images, spec.channels, spec.height, spec.width), device=weights[0].device)
@@ -256,9 +256,9 @@ def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory
         answer.sum().backward()
         if all(p.grad is None for p in trial.parameters()):
             raise ValueError("its answers do not depend on its weights")
-    except Exception as error:  # the student may be anyone's code
-        on_one = " by batches of one image (distillation.batch)" if images == 1 else ""
-        raise ConfigError(f"the student cannot be trained{on_one}: {in_one_line(error)}.") from error
+    except Exception as error:  # the network may be anyone's code
+        advice = "; it was shown one image, as batches are of one: raise that" if images == 1 else ""
+        raise ConfigError(f"the {role} cannot be trained: {in_one_line(error)}{advice}.") from error
 
 
 def _require_finite(network: nn.Module, role: str) -> None:
