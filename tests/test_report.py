@@ -135,6 +135,14 @@ def test_what_has_no_value_leaves_a_gap(runs: dict[str, Path], tmp_path: Path) -
     assert "nan" not in (odd / "report.html").read_text(encoding="utf-8").lower().replace("nanosec", "")
 
 
+@pytest.mark.parametrize("words", [[], ["run", "--to", "file"]])
+def test_a_mistake_on_the_command_line_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
