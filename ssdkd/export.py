@@ -156,7 +156,10 @@ def export(
         except SsdkdError:
             raise
         except Exception as error:  # whatever an exporter makes of somebody's network
-            raise ConfigError(f"the student cannot be exported as {format_name}: {first_line(error)}.") from error
+            raise ConfigError(
+                f"the student cannot be exported as {format_name}: {first_line(error)}; where its forward "
+                "takes the number of images for fixed, as len(x) does, let it ask for x.shape[0]."
+            ) from error
         if not largest <= LARGEST_DIFFERENCE:
             raise ConfigError(
                 f"the student exported as {format_name} answers differently by up to {largest:.2g} "
