@@ -334,6 +334,7 @@ def teacher_file(folder: Path, **task: int) -> Path:
         (["--inversion.terms", "{one_hut: 1.0}"], "no term is called 'one_hut'"),
         (["--image.mean", "[0.1, 0.2]"], "image.mean has 2 entries for 1 channels"),
         (["--image.std", "[0.0]"], "image.std must be above 0"),
+        (["--image.mean", "[33.3]", "--image.std", "[78.6]"], "divide it and image.std by 255"),
         (["--image.classes", "7"], "10 classes where the teacher has 7"),
         (["--image.channels", "3"], "1 image channel(s) where the teacher takes 3"),
         (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
