@@ -33,5 +33,6 @@ class Average:
 
 
 def _numbers(network: nn.Module) -> list[Tensor]:
-    """What of a network can be averaged: its floating-point parameters and buffers."""
-    return [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
+    """What of a network can be averaged: its floating-point parameters and buffers, but for masks of infinities."""
+    buffers = [b for b in network.buffers() if b.isfinite().all()]  # the mean of two infinities would be NaN
+    return [t for t in (*network.parameters(), *buffers) if t.is_floating_point()]

@@ -48,7 +48,7 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec, layout)
         _require_finite(network, role)
-    _require_trainable(student, spec, layout)
+    require_trainable(student, "student", spec, layout, min(config.distillation.batch, 2))
     torch.manual_seed(config.seed)
     return Engine(teacher, student, spec, config, device, evaluation)
 
@@ -94,6 +94,11 @@ def image_spec(config: RunConfig) -> ImageSpec:
             raise ConfigError(f"image.{name} has {len(values)} entries for {channels} channels; give one for each.")
     if not all(map(math.isfinite, (*mean, *std))):
         raise ConfigError(f"image.mean and image.std must be finite numbers, got {list(mean)} and {list(std)}.")
+    if not 0 <= min(mean) <= max(mean) <= 1:
+        raise ConfigError(
+            f"image.mean is {list(mean)}, but pixels are in [0, 1]: where it is of pixels up to 255, divide it and "
+            "image.std by 255."
+        )
     if min(std) <= 0:
         raise ConfigError(f"image.std must be above 0, got {list(std)}.")
     return dataclasses.replace(
@@ -238,26 +243,27 @@ def _leads_back(answer: torch.Tensor, images: torch.Tensor) -> bool:
     return torch.autograd.grad(answer.sum(), images, allow_unused=True)[0] is not None
 
 
-def _require_trainable(student: nn.Module, spec: ImageSpec, layout: torch.memory_format) -> None:
-    """Take a copy through one step of training: it must answer each image, and its answers lead back to its weights."""
-    weights = [p for p in student.parameters() if p.requires_grad]
+def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: torch.memory_format, images: int) -> None:
+    """Take a copy through a step on so many images: it must answer each, and its answers lead back to its weights."""
+    weights = [p for p in network.parameters() if p.requires_grad]
     if not weights or not all(p.is_leaf for p in weights):
-        raise ConfigError("the student has no weights that could learn (none of them is a leaf that requires_grad).")
+        raise ConfigError(f"the {role} has no weights that could learn (none of them is a leaf that requires_grad).")
     try:
-        trial = copy.deepcopy(student).train()
+        trial = copy.deepcopy(network).train()
     except Exception:
         return  # a student may be one that cannot be copied, where no mean of its weights is asked for
-    blank = torch.zeros((2, spec.channels, spec.height, spec.width), device=weights[0].device)
+    blank = torch.zeros((images, spec.channels, spec.height, spec.width), device=weights[0].device)
     try:
         answer = trial(laid_out(blank, layout))
-        if not isinstance(answer, torch.Tensor) or answer.shape != (2, spec.num_classes):
+        if not isinstance(answer, torch.Tensor) or answer.shape != (images, spec.num_classes):
             told = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
-            raise ValueError(f"it answers two images in training with {told}, not with (2, {spec.num_classes})")
+            raise ValueError(f"it answers {images} images in training with {told}, not ({images}, {spec.num_classes})")
         answer.sum().backward()
         if all(p.grad is None for p in trial.parameters()):
             raise ValueError("its answers do not depend on its weights")
-    except Exception as error:  # the student may be anyone's code
-        raise ConfigError(f"the student cannot be trained: {in_one_line(error)}.") from error
+    except Exception as error:  # the network may be anyone's code
+        advice = "; it was shown one image, as batches are of one: raise that" if images == 1 else ""
+        raise ConfigError(f"the {role} cannot be trained: {in_one_line(error)}{advice}.") from error
 
 
 def _require_finite(network: nn.Module, role: str) -> None:

@@ -14,14 +14,14 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssdkd.errors import ConfigError, first_line
+from ssdkd.errors import ConfigError, Parser, first_line
 
 Schema = TypeVar("Schema")
 
@@ -389,10 +389,7 @@ def _parser(
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help.")
-
+class _Parser(Parser):
     def format_help(self) -> str:
         lines = super().format_help().split("\n")
         return "\n".join(_with_dashes(line) for line in lines)

@@ -105,16 +105,6 @@ class Engine:
         endless = [name for name, weight in self.terms.items() if not math.isfinite(weight)]
         if endless:
             raise ConfigError(f"inversion.terms.{endless[0]}: expected a number, got {self.terms[endless[0]]}.")
-        searched = [
-            name
-            for name, weight in self.terms.items()
-            if weight and TERMS[name].reads in ("", "features", "statistics" if observer.has_batch_norm else "")
-        ]
-        if not searched:
-            raise ConfigError(
-                "inversion.terms: none of them can be searched by before there is a student; give one of one_hot, "
-                "balance, batch_norm (of a teacher with batch norm) a weight."
-            )
         if config.buffer.shift >= min(spec.height, spec.width):
             raise ConfigError(
                 f"buffer.shift: {config.buffer.shift} pixels move a {spec.height}x{spec.width} image out of sight; "

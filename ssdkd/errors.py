@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class SsdkdError(Exception):
@@ -28,6 +30,13 @@ class NumericalError(SsdkdError):
     """Training left the finite numbers and could not be brought back."""
 
     exit_code = 3
+
+
+class Parser(argparse.ArgumentParser):
+    """Its refusals are sentences like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help.")
 
 
 def first_line(error: BaseException) -> str:

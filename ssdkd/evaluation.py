@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PIXELS = 1000 * 32**2  # looked at at once, so that large images do not take more memory than training by them
+
 
 @torch.no_grad()
 def predictions(
@@ -16,9 +18,9 @@ def predictions(
     mean: Tensor,
     std: Tensor,
     autocast: AbstractContextManager[Any],
-    batch: int = 1000,
 ) -> Tensor:
     """The class the model names for each image: (N, c, H, W) uint8, mean and std (1, c, 1, 1) -> (N,) int64."""
+    batch = max(1, min(1000, PIXELS // (images.shape[2] * images.shape[3])))
     was_training = model.training
     model.eval()
     named = []

@@ -8,7 +8,6 @@ metadata `ssdkd` of an ONNX model, the extra file `ssdkd.json` of the other two.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -18,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
-from ssdkd.errors import ConfigError, SsdkdError, first_line, run_command
+from ssdkd.errors import ConfigError, Parser, SsdkdError, first_line, run_command
 from ssdkd.files import atomic_write_bytes
 from ssdkd.models import load_weights
 from ssdkd.tracking.folder import CONFIG, STUDENT, SUMMARY, RunFolder
@@ -157,7 +156,10 @@ def export(
         except SsdkdError:
             raise
         except Exception as error:  # whatever an exporter makes of somebody's network
-            raise ConfigError(f"the student cannot be exported as {format_name}: {first_line(error)}.") from error
+            raise ConfigError(
+                f"the student cannot be exported as {format_name}: {first_line(error)}; where its forward "
+                "takes the number of images for fixed, as len(x) does, let it ask for x.shape[0]."
+            ) from error
         if not largest <= LARGEST_DIFFERENCE:
             raise ConfigError(
                 f"the student exported as {format_name} answers differently by up to {largest:.2g} "
@@ -216,13 +218,8 @@ def student_of(folder: RunFolder) -> tuple[nn.Module, ImageSpec, dict[str, Any]]
     return student, spec, summary
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help.")
-
-
 def run(argv: Sequence[str] | None) -> None:
-    parser = _Parser(prog="python -m ssdkd.export", description="Export a run's student, checked against it.")
+    parser = Parser(prog="python -m ssdkd.export", description="Export a run's student, checked against it.")
     parser.add_argument("run", metavar="RUN", help="run folder of a finished run")
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what to write")
     parser.add_argument("--out", metavar="FILE", help="where to (default: into the run folder)")

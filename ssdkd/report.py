@@ -5,7 +5,6 @@ It is made from what lies in the run folders, opens without a network, and compa
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import math
@@ -20,7 +19,7 @@ import numpy as np
 import yaml
 
 from ssdkd.coefficients import RANGES, Coefficients
-from ssdkd.errors import SsdkdError, run_command
+from ssdkd.errors import Parser, SsdkdError, run_command
 from ssdkd.files import atomic_write_text
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
 from ssdkd.tracking.folder import CONFIG, METRICS, PICTURE, REPLAYS, REPORT, SUMMARY, RunFolder
@@ -539,9 +538,8 @@ summary{cursor:pointer;padding:6px 0}
 
 
 def run(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ssdkd.report", description="Write one HTML file on a run, or on several in comparison."
-    )
+    description = "Write one HTML file on a run, or on several in comparison."
+    parser = Parser(prog="python -m ssdkd.report", description=description)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--out", metavar="FILE", help=f"where to; default: {REPORT} in the run folder, or here")
     given = parser.parse_args(argv)

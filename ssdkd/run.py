@@ -161,6 +161,8 @@ def run(
         if metrics is not None:
             metrics.close()
         engine.student.eval()
+        if folder is not None:
+            save_student(folder, engine.student)  # before it is measured, which may fail
         summary = summarise(config, engine)
         if folder is not None:
             finish(folder, engine, summary)
@@ -227,20 +229,28 @@ def _restore(state: dict[str, Any], engine: Engine, env: SampleSelectionEnv, pol
         ) from error
 
 
-def finish(folder: RunFolder, engine: Engine, summary: dict[str, Any]) -> None:
-    """Write what the run was for; the summary comes last, and marks the run as finished.
+def save_student(folder: RunFolder, student: nn.Module) -> None:
+    """Write what the run was for.
 
     Raises:
         CheckpointError: the disk does not take it; says where the student is nevertheless, if anywhere.
     """
-    from PIL import Image
-
     try:
-        save_weights(engine.student, folder / STUDENT)
+        save_weights(student, folder / STUDENT)
     except CheckpointError as error:
         elsewhere = Path(tempfile.mkdtemp(prefix="ssdkd-")) / STUDENT
-        save_weights(engine.student, elsewhere)
+        save_weights(student, elsewhere)
         raise CheckpointError(f"{str(error).rstrip('.')}; the student was put into {elsewhere} instead.") from error
+
+
+def finish(folder: RunFolder, engine: Engine, summary: dict[str, Any]) -> None:
+    """Write what is told of the student; the summary comes last, and marks the run as finished.
+
+    Raises:
+        CheckpointError: the disk does not take it; says where the student is.
+    """
+    from PIL import Image
+
     picture = io.BytesIO()
     Image.fromarray(buffer_grid(engine.buffer.filled(), engine.spec.num_classes)).save(picture, "png")
     try:

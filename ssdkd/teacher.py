@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import random_views, render
+from ssdkd.build import require_trainable
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device
@@ -112,6 +113,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         image_size=min(spec.height, spec.width),
         image_shape=(spec.height, spec.width),
     )
+    with torch.random.fork_rng(devices=[]):
+        images = min(options.batch, len(train_set.labels), 2)
+        require_trainable(model, "teacher", spec, torch.channels_last, images)
     start = time.perf_counter()
     train(
         model,

@@ -50,6 +50,17 @@ def test_statistics_of_batch_norm_are_averaged_too() -> None:
     assert torch.allclose(mean.running_mean, torch.full((2,), 2.0))
 
 
+def test_a_mask_of_infinities_stays_as_it_is() -> None:
+    network = nn.Linear(2, 2)
+    mask = torch.full((2, 2), -torch.inf).triu(1)
+    network.register_buffer("mask", mask.clone(), persistent=False)
+    mean = copy.deepcopy(network)
+    average = Average(mean, network, 1.0)
+    for _ in range(2):
+        average.update()
+    assert torch.equal(mean.mask, mask)
+
+
 def test_the_mean_is_what_is_measured_and_the_learner_what_learns() -> None:
     engine = tiny_engine(changed(distillation={"average": 0.5}))
     begun = copy.deepcopy(engine.student.state_dict())

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssdkd.config import RunConfig, from_mapping, read_yaml
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import JUDGED, Candidates, Engine, Recipe, Statistics, evenly, spread
 from ssdkd.errors import ConfigError
+from ssdkd.evaluation import predictions
 from ssdkd.models import create_model, load_weights
 from ssdkd.trouble import trouble_in
 
@@ -307,6 +309,21 @@ class Forgetful(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.net(self.drop(inputs))
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(8, 1000), (64, 250)])
+def test_of_large_images_fewer_are_measured_on_at_once(pixels: int, most: int) -> None:
+    shown: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            shown.append(len(images))
+            return images.mean(dim=(2, 3))
+
+    images = torch.zeros((1100, 1, pixels, pixels), dtype=torch.uint8)
+    named = predictions(Counting(), images, torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), nullcontext())
+    assert len(named) == sum(shown) == 1100
+    assert max(shown) == most
 
 
 def test_an_evaluation_set_changes_nothing_about_the_student() -> None:

@@ -133,6 +133,19 @@ def test_a_model_that_no_graph_holds_is_refused_in_a_sentence(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+class Counting(nn.Module):
+    """Asks for the number of images in a way that a graph takes for fixed."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(len(images), -1)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "exported-program"])
+def test_a_model_for_one_number_of_images_is_told_what_to_do(name: str, tmp_path: Path) -> None:
+    with pytest.raises(module.ConfigError, match=r"x\.shape\[0\]"):
+        export(Counting(), name, tmp_path / "student.pt", (1, 8, 8), {})
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(list(argv)) == 2
     captured = capsys.readouterr()

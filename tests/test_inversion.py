@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import ssdkd
 from ssdkd.buffer import render
 from ssdkd.config import read_yaml
+from ssdkd.errors import ConfigError
 from ssdkd.inversion import (
     TERMS,
     ConvGenerator,
@@ -479,6 +480,15 @@ def test_a_student_that_no_term_asks_for_is_not_run(teacher: nn.Module) -> None:
     assert set(values) == {"loss", "one_hot"}
     with pytest.raises(AssertionError, match="the student was run"):
         inverter(teacher, terms={"one_hot": 1.0, "adversarial": 1.0}).invert(TARGETS, Untouchable(), 1.0)
+
+
+@pytest.mark.parametrize("term", ["activation", "batch_norm"])
+def test_terms_that_say_nothing_of_a_teacher_are_refused(term: str) -> None:
+    """It has no linear layer whose input could be seen, and does not use its batch norm."""
+    teacher = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    teacher[1].unused = nn.BatchNorm2d(3)
+    with pytest.raises(ConfigError, match=r"inversion\.terms: none of them can be searched by"):
+        inverter(teacher.eval(), terms={term: 1.0}).invert(TARGETS, None, 1.0)
 
 
 def test_every_terms_last_value_is_reported(teacher: nn.Module) -> None:

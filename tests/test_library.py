@@ -332,6 +332,15 @@ def test_a_student_that_cannot_learn_is_refused(student: Any, says: str) -> None
         ssdkd.distill(digits_teacher(), student(), dataset="digits", **SMALL)
 
 
+def test_a_student_that_cannot_learn_by_one_image_at_a_time_is_refused_for_such_batches() -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    options = {**SMALL, "distillation": {"batch": 1, "steps": 3}}
+    with pytest.raises(ConfigError, match=r"cannot be trained: .* batches are of one"):
+        ssdkd.distill(digits_teacher(), student, dataset="digits", **options)
+    options["distillation"]["batch"] = 2
+    assert ssdkd.distill(digits_teacher(), student, dataset="digits", **options).summary["rounds"] == 3
+
+
 def test_the_readmes_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's Python block as it stands, with its numbers made small."""
     monkeypatch.chdir(tmp_path)

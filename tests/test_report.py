@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssdkd import report
+from ssdkd.buffer import ReplayBuffer, Samples
 from ssdkd.coefficients import RANGES
 from ssdkd.run import main as run_main
 from ssdkd.tracking.charts import Chart, Line, brief, ticks, to_pixels, to_svg
+from ssdkd.tracking.pictures import buffer_grid, replay_grid
 from ssdkd.tracking.whatif import what_if
 
 SMALL = [
@@ -39,6 +42,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def text_of(page: str) -> str:
     return re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_are_shown(channels: int) -> None:
+    buffer = ReplayBuffer(2, (channels, 4, 4), 2, 1, torch.device("cpu"))
+    images = torch.full((2, 4, 4, channels), 200, dtype=torch.uint8)
+    views, logits = torch.zeros((2, 1, 3), dtype=torch.int16), torch.zeros(2, 1, 2)
+    buffer.append(Samples(images, views, logits, torch.tensor([0, 1]), torch.ones(2)), delta=1.0, round_index=0)
+    for sheet in (replay_grid(buffer, 2), buffer_grid(buffer.filled(), 2)):
+        assert sheet.shape[2] == 3
+        assert (sheet == 200).all(axis=2).any()
 
 
 def pictures_of(page: str) -> list[Image.Image]:
@@ -119,6 +133,14 @@ def test_what_has_no_value_leaves_a_gap(runs: dict[str, Path], tmp_path: Path) -
     (odd / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(broken)]))
     assert report.main([str(odd)]) == 0
     assert "nan" not in (odd / "report.html").read_text(encoding="utf-8").lower().replace("nanosec", "")
+
+
+@pytest.mark.parametrize("words", [[], ["run", "--to", "file"]])
+def test_a_mistake_on_the_command_line_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

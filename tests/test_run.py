@@ -334,6 +334,7 @@ def teacher_file(folder: Path, **task: int) -> Path:
         (["--inversion.terms", "{one_hut: 1.0}"], "no term is called 'one_hut'"),
         (["--image.mean", "[0.1, 0.2]"], "image.mean has 2 entries for 1 channels"),
         (["--image.std", "[0.0]"], "image.std must be above 0"),
+        (["--image.mean", "[33.3]", "--image.std", "[78.6]"], "divide it and image.std by 255"),
         (["--image.classes", "7"], "10 classes where the teacher has 7"),
         (["--image.channels", "3"], "1 image channel(s) where the teacher takes 3"),
         (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
@@ -455,6 +456,18 @@ def test_running_out_of_memory_is_one_sentence(
     (folder,) = tmp_path.iterdir()
     assert f"its student so far is in {folder / 'student.so-far.safetensors'}" in said
     assert (folder / "student.so-far.safetensors").is_file()
+
+
+def test_a_student_that_cannot_be_measured_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is first shown the evaluation set when all is done."""
+
+    def no_memory(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("ssdkd.engine.predictions", no_memory)
+    assert main([*SMALL, "--out", str(tmp_path), "--quiet", "--tracking.evaluate-every", "0"]) == 3
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "student.safetensors").is_file()
 
 
 def test_memory_that_is_not_there_before_the_first_round_is_one_sentence(

@@ -125,6 +125,7 @@ def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path)
         (("--shift", "8"), "out of sight"),
         (("--out", "teacher.pth"), ".safetensors"),
         (("--seed", str(10**23)), "seed"),
+        (("--batch", "1", "--arguments", "{widths: [4, 4, 4, 4]}"), "batches are of one"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_two(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssdkd.buffer import random_views, render
 from ssdkd.devices import laid_out
+from ssdkd.errors import ConfigError
 from ssdkd.inversion.generators import standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene
@@ -124,6 +125,11 @@ class Search:
             value = term.compute(scene)
             values[name] = value.detach()
             total = total + (weight * adversarial if searches_student else weight) * value
+        if not total.requires_grad:
+            raise ConfigError(
+                "inversion.terms: none of them can be searched by, of this teacher and before there is a student; give "
+                "one_hot or balance a weight."
+            )
         return total, values
 
     @torch.no_grad()

@@ -26,10 +26,8 @@ def buffer_grid(samples: Samples, num_classes: int, per_class: int = 10, classes
         for column, image in enumerate(samples.images[best.to(samples.images.device)].cpu().numpy()):
             y, x = gap + row * (height + gap), gap + column * (width + gap)
             grid[y : y + height, x : x + width] = image
-    if channels != 3:
-        grid = np.repeat(grid[..., :1], 3, axis=2)
     scale = max(1, round(480 / max(grid.shape[0], 1)))
-    return np.kron(grid, np.ones((scale, scale, 1), dtype=np.uint8))
+    return np.kron(in_colour(grid), np.ones((scale, scale, 1), dtype=np.uint8))
 
 
 def replay_grid(
@@ -59,7 +57,7 @@ def replay_grid(
         y, x = gap + row * step_y, block * across + left
         places += [(y, x + column * step_x, int(ranked[i])) for column, i in enumerate(even)]
     chosen = torch.tensor([sample for _, _, sample in places], dtype=torch.int64, device=held.images.device)
-    images = held.images[chosen].cpu().numpy()
+    images = in_colour(held.images[chosen].cpu().numpy())
     least, most = (int(visits.min()), int(visits.max())) if len(visits) else (0, 0)
     for (y, x, sample), image in zip(places, images, strict=True):
         share = float(visits[sample] - least) / max(most - least, 1)
@@ -75,6 +73,11 @@ def replay_grid(
         below = (x + width * scale / 2, y + tile_h + 9)
         pen.text(below, f"{visits[sample]} x", fill="#22262b", font=font(10), anchor="mm")
     return np.asarray(picture)
+
+
+def in_colour(images: np.ndarray) -> np.ndarray:
+    """Images of any number of channels (..., c) as (..., 3): of other than three, the first in grey."""
+    return images if images.shape[-1] == 3 else np.repeat(images[..., :1], 3, axis=-1)
 
 
 def _shade(share: float) -> tuple[int, int, int]:
