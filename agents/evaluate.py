@@ -134,6 +134,10 @@ def schedule(text: str) -> SchedulePolicy:
     """Coefficients as YAML, constant or from start to end, else neutral: `{alpha: 0.6, beta: [0.4, 1.0]}`."""
     try:
         values = yaml.safe_load(text)
+        known = [r.name for r in RANGES]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
         if any(isinstance(v, list) and len(v) != 2 for v in values.values()):
             raise ValueError("a list is a start and an end")
         ends = [{k: float(v[at] if isinstance(v, list) else v) for k, v in values.items()} for at in (0, -1)]

@@ -193,7 +193,9 @@ def _existing_root(name: str, dataset: _Dataset, root: str | Path | None) -> Pat
     if dataset.home is not None:
         return dataset.home
     if root is None:
-        raise DataError(f"{name} is read from disk: say in which folder (for npz, which file) it is")
+        raise DataError(
+            f"{name} is read from disk: say in which folder (for npz, which file) it is, by data_root or --data-root"
+        )
     place = Path(root).expanduser()
     if not place.exists():
         raise DataError(f"{name}: {place} does not exist; nothing is downloaded, so give the place where the files are")

@@ -32,7 +32,7 @@ def log_worn(visits: Tensor, wear: float) -> Tensor:
 
 
 def class_prior(counts: Tensor, w_div: float) -> Tensor:
-    """Probability of each class as the next inversion's target, in proportion to n_c^-w_div: (C,) -> (C,)."""
+    """Probability of each class as the next inversion's target, in proportion to (n_c + 1)^-w_div: (C,) -> (C,)."""
     return torch.softmax(-w_div * torch.log(counts + 1.0), dim=0)
 
 

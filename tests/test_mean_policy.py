@@ -116,7 +116,7 @@ def test_coefficients_are_a_policy_to_average_with() -> None:
     assert (start.effort, end.effort) == pytest.approx((2.0, 2.0), rel=1e-4)
     assert (start.alpha, end.alpha) == pytest.approx((0.0, 1.5), abs=1e-4)
     assert np.allclose(linear(mean_of([one, fixed]))[0], (linear(one)[0] + linear(fixed)[0]) / 2, atol=1e-5)
-    with pytest.raises(ConfigError, match="not coefficients"):
+    with pytest.raises(ConfigError, match="'efort' is none of w_div, "):
         as_linear("{efort: 2.0}", one)
 
 
