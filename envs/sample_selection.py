@@ -174,6 +174,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ConfigError(f"tasks: expected a list of mappings over the config, at least one, got {cut(tasks)}.")
         if not isinstance(warm_starts, (int, np.integer)) or isinstance(warm_starts, bool) or warm_starts < 0:
             raise ConfigError(f"warm_starts: expected a whole number from 0 on, got {cut(warm_starts)}.")
+        if engine is not None and not isinstance(engine, Engine):
+            raise ConfigError(f"engine: expected what ssdkd.build.build_engine returns, got {cut(engine)}.")
         self.observation_space = observation_space()
         self.action_space = action_space()
         self.render_mode = render_mode
@@ -215,6 +217,11 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 self._engine = self._build(task)
             elif self.engine.round:
                 raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
+            if self.reward_name in OF_ACCURACY and self.engine.evaluation is None:
+                raise ConfigError(
+                    f"reward: {self.reward_name} needs accuracy, and the task has no evaluation set; give it a dataset "
+                    "and a data_root, or take area."
+                )
             loop = self.engine.loop()
             self.memory = Memory(task=task_facts(self.engine))
             self.memory.recent.append(self._measured(next(loop)))
@@ -357,8 +364,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _measured(self, statistics: Statistics) -> Statistics:
         if self.reward_name not in OF_ACCURACY:
             return statistics
-        value = self.engine.accuracy(self.engine.student)
-        return statistics if value is None else {**statistics, "accuracy": value}
+        accuracy = self.engine.accuracy(self.engine.student)
+        assert accuracy is not None  # `reset` saw to it
+        return {**statistics, "accuracy": accuracy}
 
     def _info(self) -> dict[str, Any]:
         statistics = dict(self.memory.now)

@@ -292,10 +292,8 @@ def test_reset_takes_a_task_of_its_own() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], options: Any, word: str) -> None:
-    with pytest.raises(ConfigError, match=word):  # noqa: PT012
-        env = tiny_env(**arguments)
-        env.reset(options=options)
-        env.step(np.zeros(SIZE))
+    with pytest.raises(ConfigError, match=word):
+        tiny_env(**arguments).reset(options=options)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +305,7 @@ def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], options: A
         ),
         *(({"config": config}, "config: expected a name, a YAML file") for config in (None, 3, ["digits"])),
         *(({"warm_starts": n}, "warm_starts: expected a whole number") for n in (-1, 1.5, "2", None, True)),
+        ({"engine": 3}, "engine: expected what ssdkd.build.build_engine returns"),
         *(({"reward": reward}, "reward: expected one of") for reward in ("fame", ["area"], None)),
     ],
 )
