@@ -40,7 +40,7 @@ def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def share_right(teacher: nn.Module, test: LabelledImages) -> float:
     """Its accuracy in percent."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (test.spec.mean, test.spec.std))
+    mean, std = test.spec.normalisation()
     return accuracy(predictions(teacher, test.images, mean, std, nullcontext()), test.labels)
 
 

@@ -118,7 +118,7 @@ class Floor:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         learning, inversion, device = engine.config.distillation, engine.config.inversion, engine.device
-        shape = (engine.spec.channels, engine.spec.height, engine.spec.width)
+        shape = engine.spec.shape
         layout = engine.distiller.layout
         self.student = copy.deepcopy(engine.student)
         compiled = engine.distiller.forward is not engine.learner

@@ -198,7 +198,7 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
         raise ConfigError(f"the {role} was made {made}, where weights cannot be used; make it anew outside of that.")
     was_training = network.training
     size = f"{spec.channels}x{spec.height}x{spec.width}"
-    grey = torch.full((2, spec.channels, spec.height, spec.width), 0.5, device=parameter.device, requires_grad=True)
+    grey = torch.full((2, *spec.shape), 0.5, device=parameter.device, requires_grad=True)
     shown = laid_out(1.0 * grey, layout)
     before = shown._version
     try:
@@ -252,7 +252,7 @@ def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: to
         trial = copy.deepcopy(network).train()
     except Exception:
         return  # a student may be one that cannot be copied, where no mean of its weights is asked for
-    blank = torch.zeros((images, spec.channels, spec.height, spec.width), device=weights[0].device)
+    blank = torch.zeros((images, *spec.shape), device=weights[0].device)
     try:
         answer = trial(laid_out(blank, layout))
         if not isinstance(answer, torch.Tensor) or answer.shape != (images, spec.num_classes):

@@ -72,6 +72,16 @@ class ImageSpec:
                 "give one number per channel, each std above 0"
             )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.channels, self.height, self.width
+
+    def normalisation(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and std as tensors (1, C, 1, 1), which fit images (N, C, H, W)."""
+        mean, std = (torch.tensor(of, device=device).view(1, -1, 1, 1) for of in (self.mean, self.std))
+        return mean, std
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -251,11 +261,10 @@ def _checked(where: Path, images: np.ndarray, labels: np.ndarray, spec: ImageSpe
         raise DataError(f"{where} holds {len(images)} images but {len(labels)} labels: copy the set again")
     if len(labels) == 0:
         raise DataError(f"{where} holds no image: give a set with at least one")
-    expected = (spec.channels, spec.height, spec.width)
-    if images.shape[1:] != expected:
+    if images.shape[1:] != spec.shape:
         raise DataError(
             f"{where} holds images of shape {tuple(images.shape[1:])} (channels, height, width), expected "
-            f"{expected}: it is another data set"
+            f"{spec.shape}: it is another data set"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= spec.num_classes))
     if len(wrong):
@@ -455,7 +464,7 @@ def _array_of(value: Any) -> np.ndarray:
 def _read_cifar(
     name: str, folder: str, file_names: Sequence[str], label_key: str, root: Path, spec: ImageSpec
 ) -> LabelledImages:
-    pixels = spec.channels * spec.height * spec.width
+    pixels = math.prod(spec.shape)
     parts = []
     for file_name in file_names:
         path = _find_file(name, (root / folder, root), (file_name,))
@@ -474,7 +483,7 @@ def _read_cifar(
                 f"{path} is not a {name} batch: its data is {images.dtype} of shape {images.shape}, expected "
                 f"uint8 of shape (N, {pixels})"
             )
-        parts.append(_checked(path, images.reshape(-1, spec.channels, spec.height, spec.width), labels, spec))
+        parts.append(_checked(path, images.reshape(-1, *spec.shape), labels, spec))
     if len(parts) == 1:
         return parts[0]
     return LabelledImages(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]), spec)
@@ -623,7 +632,7 @@ def _read_folder(root: Path, split: str, spec: ImageSpec, limit: int | None) -> 
     number = {name: label for label, name in enumerate(spec.class_names)}
     files = [(file, number[folder.name]) for folder in _class_folders(place) for file in _image_files(folder)]
     chosen = [files[row] for row in _rows_within(len(files), limit)]
-    shape = (len(chosen), spec.channels, spec.height, spec.width)
+    shape = (len(chosen), *spec.shape)
     if math.prod(shape) > MAX_BYTES:
         raise DataError(
             f"{place} needs {math.prod(shape) / 2**30:,.1f} GiB as {spec.width} x {spec.height} images, "

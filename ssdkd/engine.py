@@ -76,7 +76,6 @@ class Engine:
     ) -> None:
         """Both networks take (B, *spec channels and size) and return (B, classes); the teacher is frozen here."""
         self.config, self.spec, self.device, self.evaluation = config, spec, device, evaluation
-        shape = (spec.channels, spec.height, spec.width)
         layout = layout_for(config.layout)
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -87,8 +86,7 @@ class Engine:
             for offset, name in enumerate(("inversion", "keep", "replay", "views", "textures", "blends"))
         }
         self.random["host"] = torch.Generator().manual_seed(config.seed * 1000 + 6)  # for what the host has to know
-        self.mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-        self.std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+        self.mean, self.std = spec.normalisation(device)
         observer = Observer(self.teacher)
         inversion = config.inversion
         self.starts_from = inversion.start
@@ -112,8 +110,8 @@ class Engine:
             )
         generator = self._make_generator() if self.starts_from == "generator" else None
         self.costs = Costs(
-            Work.of(self.teacher, shape),
-            Work.of(self.student, shape),
+            Work.of(self.teacher, spec.shape),
+            Work.of(self.student, spec.shape),
             _generator_work(generator, inversion.latent) if generator is not None else Work(),
         )
         self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
@@ -137,7 +135,7 @@ class Engine:
             self.inverter = Inverter(generator, *shared, self.autocast)
         else:
             kind = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from]
-            self.inverter = kind(shape, *shared, self.random["host"], self.autocast)
+            self.inverter = kind(spec.shape, *shared, self.random["host"], self.autocast)
         share = inversion.textures
         if share is None:
             share = 0.5 if self.starts_from == "textures" else 0.0
@@ -146,7 +144,7 @@ class Engine:
         keeping = config.buffer
         rendered = keeping.rendered if keeping.views else False  # else new views are drawn for every step
         self.buffer = ReplayBuffer(
-            keeping.capacity, shape, spec.num_classes, self.stored_views, device, keeping.border, rendered
+            keeping.capacity, spec.shape, spec.num_classes, self.stored_views, device, keeping.border, rendered
         )
         learning = config.distillation
         optimizer = make_optimizer(
@@ -184,7 +182,7 @@ class Engine:
             torch.manual_seed(self.config.seed)
             generator = ConvGenerator(
                 inversion.latent,
-                (spec.channels, spec.height, spec.width),
+                spec.shape,
                 spec.num_classes,
                 inversion.width,
                 inversion.conditional,
@@ -521,9 +519,8 @@ class Engine:
             images, terms = self.inverter.invert(targets, student, adversarial, search_steps)
             made.append(images)
         if recipe.textures:
-            shape = (self.spec.channels, self.spec.height, self.spec.width)
             generators = self.random["textures"], self.random["host"]
-            made.append(to_bytes(random_textures(recipe.textures, shape, self.mean, self.std, *generators)))
+            made.append(to_bytes(random_textures(recipe.textures, self.spec.shape, self.mean, self.std, *generators)))
         if recipe.blends:
             made.append(self._blended(torch.cat(made), recipe.blends))
         return torch.cat(made), {name: value.detach() for name, value in terms.items()}

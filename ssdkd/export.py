@@ -229,7 +229,6 @@ def run(argv: Sequence[str] | None) -> None:
     given = parser.parse_args(argv)
     folder = RunFolder.existing(given.run)
     student, spec, summary = student_of(folder)
-    shape = (spec.channels, spec.height, spec.width)
     mean, std = [round(v, 6) for v in spec.mean], [round(v, 6) for v in spec.std]
     if given.with_normalisation:
         expects = "pixels in [0, 1]"
@@ -240,7 +239,7 @@ def run(argv: Sequence[str] | None) -> None:
     about = {
         "student": summary.get("student"),
         "input": expects,
-        "shape": ["N", *shape],
+        "shape": ["N", *spec.shape],
         "mean": list(spec.mean),
         "std": list(spec.std),
         "normalisation_inside": given.with_normalisation,
@@ -248,8 +247,8 @@ def run(argv: Sequence[str] | None) -> None:
         "student_accuracy": summary.get("student_accuracy"),
     }
     file = Path(given.out).expanduser() if given.out else folder / f"student{FORMATS[given.format].suffix}"
-    largest = export(network, given.format, file, shape, about)
-    print(f"{file}: {given.format}, input (N, {', '.join(map(str, shape))}), {expects}; any N")
+    largest = export(network, given.format, file, spec.shape, about)
+    print(f"{file}: {given.format}, input (N, {', '.join(map(str, spec.shape))}), {expects}; any N")
     print(f"largest difference to the student on random images: {largest:.1e}")
 
 

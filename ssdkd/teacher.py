@@ -60,9 +60,8 @@ def train(
     random = torch.Generator(device).manual_seed(options.seed)
     images = data.images.permute(0, 2, 3, 1).contiguous().to(device)
     labels = data.labels.to(device)
-    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
-    work = count_multiply_adds(model, (spec.channels, spec.height, spec.width))
+    mean, std = spec.normalisation(device)
+    work = count_multiply_adds(model, spec.shape)
     autocast = autocast_for(options.precision, device, work)
     batch = min(options.batch, len(labels))
     steps = max(1, len(labels) // batch)
@@ -124,8 +123,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         device,
         lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True),
     )
-    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    mean, std = spec.normalisation(device)
     autocast = autocast_for("float32", device, 0)
     value = accuracy(predictions(model, test_set.images, mean, std, autocast), test_set.labels)
     if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):

@@ -43,7 +43,7 @@ def assert_holds(loaded: LabelledImages, images: np.ndarray, labels: Any) -> Non
     assert loaded.images.is_contiguous()
     assert np.array_equal(loaded.images.numpy(), images)
     assert loaded.labels.tolist() == list(labels)
-    assert tuple(loaded.images.shape[1:]) == (loaded.spec.channels, loaded.spec.height, loaded.spec.width)
+    assert tuple(loaded.images.shape[1:]) == loaded.spec.shape
 
 
 def refusal(call: Callable[[], object]) -> str:

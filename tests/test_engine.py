@@ -572,7 +572,7 @@ def test_alpha_replays_more_of_what_the_student_has_not_learned() -> None:
 def test_a_look_in_parts_says_the_same_as_one_at_all() -> None:
     engine = tiny_engine()
     spec = engine.spec
-    inputs = torch.randn(engine.looked_at_once * 2 + 3, spec.channels, spec.height, spec.width)
+    inputs = torch.randn(engine.looked_at_once * 2 + 3, *spec.shape)
     torch.testing.assert_close(engine._answers(engine.teacher, inputs), engine.teacher(inputs))
 
 

@@ -84,7 +84,7 @@ def test_the_student_file_holds_the_student_that_was_measured(finished: Path) ->
     student = create_model(config.student.name, config.student.arguments, **TASK)
     load_weights(student, finished / "student.safetensors")
     digits = load_dataset("digits", None)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (digits.spec.mean, digits.spec.std))
+    mean, std = digits.spec.normalisation()
     with torch.no_grad():
         named = student.eval()((digits.images / 255.0 - mean) / std).argmax(dim=1)
     assert 100 * (named == digits.labels).float().mean().item() == pytest.approx(

@@ -42,7 +42,7 @@ def fresh(seed: int = 0) -> torch.nn.Module:
 
 
 def share_right(model: torch.nn.Module, data: LabelledImages) -> float:
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.spec.mean, data.spec.std))
+    mean, std = data.spec.normalisation()
     with torch.no_grad():
         logits = model.eval()((data.images.float() / 255.0 - mean) / std)
     return (logits.argmax(dim=1) == data.labels).float().mean().item()
