@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,13 +34,15 @@ class Samples:
         return self.logits.flatten(1).isfinite().all(dim=1)
 
     def __getitem__(self, rows: Tensor | slice) -> Samples:
-        return Samples(
-            self.images[rows],
-            self.views[rows],
-            self.logits[rows],
-            self.classes[rows],
-            self.confidence[rows],
-        )
+        return Samples(*(getattr(self, name)[rows] for name in OF_SAMPLES))
+
+
+OF_SAMPLES = tuple(entry.name for entry in fields(Samples))
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """All of their samples, in that order."""
+    return Samples(*(torch.cat([getattr(part, name) for part in parts]) for name in OF_SAMPLES))
 
 
 def random_views(samples: int, views: int, max_shift: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -95,7 +98,7 @@ def render(images: Tensor, rows: Tensor, views: Tensor, border: str = "mirrored"
 class ReplayBuffer:
     """N slots of images, views, logits and the facts that selection reads; every array has the slot first."""
 
-    _TENSORS = ("images", "views", "logits", "classes", "confidence", "delta", "entered", "visits")
+    _TENSORS = (*OF_SAMPLES, "delta", "entered", "visits")
 
     def __init__(
         self,
@@ -129,14 +132,13 @@ class ReplayBuffer:
 
     def filled(self) -> Samples:
         """The samples held now, as views into the buffer."""
-        n = self.size
-        return Samples(self.images[:n], self.views[:n], self.logits[:n], self.classes[:n], self.confidence[:n])
+        return Samples(*(getattr(self, name)[: self.size] for name in OF_SAMPLES))
 
     def append(self, samples: Samples, delta: float, round_index: int) -> int:
         """Put as many samples into free slots as there are; returns how many went in."""
         count = min(len(samples), self.capacity - self.size)
         slots = slice(self.size, self.size + count)
-        for name in ("images", "views", "logits", "classes", "confidence"):
+        for name in OF_SAMPLES:
             getattr(self, name)[slots] = getattr(samples, name)[:count]
         self.delta[slots] = self.delta[: self.size].max() if self.size else delta
         self.entered[slots] = round_index
@@ -150,7 +152,7 @@ class ReplayBuffer:
 
         The shape does not depend on how many are accepted, so nothing waits for the device.
         """
-        for name in ("images", "views", "logits", "classes", "confidence"):
+        for name in OF_SAMPLES:
             held, new = getattr(self, name), getattr(samples, name)
             take = accepted.view(-1, *([1] * (new.dim() - 1)))
             held[slots] = torch.where(take, new, held[slots])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssdkd import selection
 from ssdkd.averaging import Average
-from ssdkd.buffer import ReplayBuffer, Samples, random_views, render
+from ssdkd.buffer import ReplayBuffer, Samples, joined, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
@@ -289,7 +289,7 @@ class Engine:
             if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
                 made.append(Candidates(samples[samples.usable()], recipe, targets, terms))
-        held_back = _joined([each.samples for each in made[len(made) - probe_batches :]])[slice(0, probe.images)]
+        held_back = joined([each.samples for each in made[len(made) - probe_batches :]])[: probe.images]
         if len(held_back) == 0:
             raise NumericalError(
                 "the teacher's answer is not finite for any of the first images: look at its weights, and at "
@@ -747,11 +747,6 @@ def copy_of(network: nn.Module, role: str) -> nn.Module:
     except Exception as error:  # it may be anyone's code
         advice = ", as the mean of its weights needs: set distillation.average to 0" if role == "student" else ""
         raise ConfigError(f"the {role} cannot be copied ({in_one_line(error)}){advice}.") from error
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    names = ("images", "views", "logits", "classes", "confidence")
-    return Samples(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 def _generator_work(generator: nn.Module, latent: int) -> Work:
