@@ -16,9 +16,8 @@ from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
 from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
-from ssdkd.errors import CheckpointError, ConfigError
+from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.models import create_model, load_weights
-from ssdkd.models.wording import in_one_line
 
 EMBEDDED = {"embedded": "digits_teacher.safetensors"}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
 from ssdkd.devices import is_of_compiling, laid_out
-from ssdkd.models.wording import in_one_line
+from ssdkd.errors import in_one_line
 from ssdkd.muon import Muon
 
 NORMALISING = (

@@ -21,7 +21,7 @@ from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, Shown, default_bound, divergence, make_optimizer
-from ssdkd.errors import ConfigError, NumericalError
+from ssdkd.errors import ConfigError, NumericalError, in_one_line
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import (
     TERMS,
@@ -35,7 +35,6 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
-from ssdkd.models.wording import in_one_line
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
 

@@ -45,6 +45,12 @@ def first_line(error: BaseException) -> str:
     return (lines[0][:300] if lines else type(error).__name__).rstrip(".:")
 
 
+def in_one_line(error: BaseException) -> str:
+    """The kind of error and the first line of its message."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
+
+
 def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
     """Run what a command is made of: -> its exit code; a user's mistake is one sentence and a code of its own."""
     try:

@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssdkd.errors import ConfigError
-from ssdkd.models.wording import in_one_line
+from ssdkd.errors import ConfigError, in_one_line
 
 
 def count_parameters(model: nn.Module) -> int:

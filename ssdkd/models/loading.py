@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssdkd.errors import CheckpointError
+from ssdkd.errors import CheckpointError, in_one_line
 from ssdkd.files import read_safetensors, write_safetensors
-from ssdkd.models.wording import in_one_line
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _WRAPPING_KEYS = ("state_dict", "model")

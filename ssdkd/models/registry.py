@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ssdkd.errors import ConfigError, SsdkdError
+from ssdkd.errors import ConfigError, SsdkdError, in_one_line
 from ssdkd.models.counting import dry_run
-from ssdkd.models.wording import in_one_line
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
