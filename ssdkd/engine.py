@@ -78,7 +78,7 @@ class Engine:
         layout = layout_for(config.layout)
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
-        averaged = config.distillation.average > 0  # then `student` is the mean of what learns, and handed out
+        averaged = config.distillation.average > 0  # then `student`, which is handed out, is the mean of what learns
         self.learner = copy_of(self.student, "student") if averaged else self.student
         self.random = {
             name: torch.Generator(device).manual_seed(config.seed * 1000 + offset)
@@ -86,25 +86,18 @@ class Engine:
         }
         self.random["host"] = torch.Generator().manual_seed(config.seed * 1000 + 6)  # for what the host has to know
         self.mean, self.std = spec.normalisation(device)
-        observer = Observer(self.teacher)
-        inversion = config.inversion
+        observer, inversion, keeping = Observer(self.teacher), config.inversion, config.buffer
         self.starts_from = inversion.start
         if self.starts_from == "auto":
             large = min(spec.height, spec.width) >= SMALLEST_FOR_PYRAMID
             self.starts_from = ("pyramid" if large else "generator") if observer.has_batch_norm else "textures"
         self.inversion_steps = inversion.steps or (10 if self.starts_from == "pyramid" else 5)
-        with_batch_norm = TERMS_OF_GENERATOR if self.starts_from == "generator" else TERMS_OF_PYRAMID
-        default_terms = with_batch_norm if observer.has_batch_norm else TERMS_WITHOUT_BATCH_NORM
-        self.terms = dict(default_terms if inversion.terms is None else inversion.terms)
-        unknown = sorted(set(self.terms) - set(TERMS))
-        if unknown:
-            raise ConfigError(f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}.")
-        endless = [name for name, weight in self.terms.items() if not math.isfinite(weight)]
-        if endless:
-            raise ConfigError(f"inversion.terms.{endless[0]}: expected a number, got {self.terms[endless[0]]}.")
-        if config.buffer.shift >= min(spec.height, spec.width):
+        self.terms = _checked_terms(inversion.terms, self.starts_from, observer.has_batch_norm)
+        usual_share = 0.5 if self.starts_from == "textures" else 0.0
+        self.texture_share = usual_share if inversion.textures is None else inversion.textures
+        if keeping.shift >= min(spec.height, spec.width):
             raise ConfigError(
-                f"buffer.shift: {config.buffer.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
+                f"buffer.shift: {keeping.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
         generator = self._make_generator() if self.starts_from == "generator" else None
@@ -114,59 +107,18 @@ class Engine:
             _generator_work(generator, inversion.latent) if generator is not None else Work(),
         )
         self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
-        settings = InverterSettings(
-            steps=self.inversion_steps,
-            latent=inversion.latent,
-            generator_rate=inversion.generator_rate,
-            latent_rate=inversion.latent_rate,
-            meta_rate=inversion.meta_rate,
-            meta=inversion.meta,  # type: ignore[arg-type]
-            memory=inversion.memory,
-            pixel_rate=inversion.pixel_rate,
-            terms=self.terms,
-            shift=config.buffer.shift if inversion.augment else 0,
-            flip=spec.flip and inversion.augment,
-            border=config.buffer.border,
-        )
-        shared = (observer, self.mean, self.std, settings, self.random["inversion"])
-        self.inverter: Search
-        if generator is not None:
-            self.inverter = Inverter(generator, *shared, self.autocast)
-        else:
-            kind = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from]
-            self.inverter = kind(spec.shape, *shared, self.random["host"], self.autocast)
-        share = inversion.textures
-        if share is None:
-            share = 0.5 if self.starts_from == "textures" else 0.0
-        self.texture_share = share
-        self.stored_views = max(config.buffer.views, 1)
-        keeping = config.buffer
+        self.inverter = self._make_inverter(observer, generator)
+        self.stored_views = max(keeping.views, 1)
         rendered = keeping.rendered if keeping.views else False  # else new views are drawn for every step
         self.buffer = ReplayBuffer(
             keeping.capacity, spec.shape, spec.num_classes, self.stored_views, device, keeping.border, rendered
         )
-        learning = config.distillation
-        optimizer = make_optimizer(
-            self.learner,
-            learning.optimizer,
-            learning.learning_rate,
-            learning.momentum,
-            learning.weight_decay,
-            learning.nesterov,
-        )
-        bound = default_bound(self.learner) if learning.clip is None else learning.clip
-        self.distiller = Distiller(
-            self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast
-        )
-        if averaged:
-            self.distiller.average = Average(self.student, self.learner, learning.average)
+        self.distiller = self._make_distiller()
         self.distiller.layout = self.inverter.layout = layout
-        long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
-        if compiles(config.compile, device, long_run):
-            self.distiller.forward = torch.compile(self.learner, dynamic=False)
         self.looked_at_once = looked_at_once(device, spec.height * spec.width)
         self.probe = torch.empty(0)  # (P, c, H, W) normalised inputs that are never trained on
         self.probe_logits = torch.empty(0)  # (P, C) the teacher's answer to them
+        self.newest: Candidates  # what the warm-up made last
         self.round = 0
         self.spent = 0.0  # budget units: student training steps
         self.synthesized = 0
@@ -189,6 +141,47 @@ class Engine:
                 (self.mean, self.std) if inversion.output == "normalised" else None,
             )
         return generator.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
+
+    def _make_inverter(self, observer: Observer, generator: nn.Module | None) -> Search:
+        inversion = self.config.inversion
+        settings = InverterSettings(
+            steps=self.inversion_steps,
+            latent=inversion.latent,
+            generator_rate=inversion.generator_rate,
+            latent_rate=inversion.latent_rate,
+            meta_rate=inversion.meta_rate,
+            meta=inversion.meta,  # type: ignore[arg-type]
+            memory=inversion.memory,
+            pixel_rate=inversion.pixel_rate,
+            terms=self.terms,
+            shift=self.config.buffer.shift if inversion.augment else 0,
+            flip=self.spec.flip and inversion.augment,
+            border=self.config.buffer.border,
+        )
+        shared = (observer, self.mean, self.std, settings, self.random["inversion"])
+        if generator is not None:
+            return Inverter(generator, *shared, self.autocast)
+        kind = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from]
+        return kind(self.spec.shape, *shared, self.random["host"], self.autocast)
+
+    def _make_distiller(self) -> Distiller:
+        config, learning = self.config, self.config.distillation
+        optimizer = make_optimizer(
+            self.learner,
+            learning.optimizer,
+            learning.learning_rate,
+            learning.momentum,
+            learning.weight_decay,
+            learning.nesterov,
+        )
+        bound = default_bound(self.learner) if learning.clip is None else learning.clip
+        distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast)
+        if self.learner is not self.student:
+            distiller.average = Average(self.student, self.learner, learning.average)
+        long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
+        if compiles(config.compile, self.device, long_run):
+            distiller.forward = torch.compile(self.learner, dynamic=False)
+        return distiller
 
     # -- the budget -----------------------------------------------------------------------------------------
 
@@ -302,8 +295,6 @@ class Engine:
         newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
         self.newest = newest if len(newest.samples) else replace(newest, samples=held_back)
         return self.begin()
-
-    newest: Candidates  # what the warm-up made last
 
     def begin(self) -> Statistics:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
@@ -737,6 +728,21 @@ def spread(images: Tensor) -> Tensor:
     """Standard deviation of a pixel over the images, averaged over pixels: (N, H, W, c) uint8 -> scalar."""
     pixels = images.float()
     return (pixels - pixels.mean(dim=0)).square_().mean(dim=0).sqrt_().mean()
+
+
+def _checked_terms(given: dict[str, float] | None, starts_from: str, has_batch_norm: bool) -> dict[str, float]:
+    """Weights of the search's loss terms: those given, or what suits such a teacher and such a start."""
+    usual = TERMS_OF_GENERATOR if starts_from == "generator" else TERMS_OF_PYRAMID
+    if not has_batch_norm:
+        usual = TERMS_WITHOUT_BATCH_NORM
+    terms = dict(usual if given is None else given)
+    unknown = sorted(set(terms) - set(TERMS))
+    if unknown:
+        raise ConfigError(f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}.")
+    endless = [name for name, weight in terms.items() if not math.isfinite(weight)]
+    if endless:
+        raise ConfigError(f"inversion.terms.{endless[0]}: expected a number, got {terms[endless[0]]}.")
+    return terms
 
 
 def copy_of(network: nn.Module, role: str) -> nn.Module:
