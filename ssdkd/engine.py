@@ -299,7 +299,7 @@ class Engine:
     def begin(self) -> Statistics:
         """The first facts, of a new student. All that the warm-up made before them is independent of the student."""
         silence = torch.zeros((), device=self.device)
-        statistics = self.measure(self._judged(self.newest), Kept(silence), Replayed(silence, silence))
+        statistics = self.measure(self._judged(self.newest), silence, Replayed(silence, silence))
         if self.finished:
             raise ConfigError(
                 f"minutes: a budget of {self.config.minutes:g} leaves nothing to learn in, for the warm-up alone took "
@@ -322,8 +322,11 @@ class Engine:
         self._take_time("inversion", start)
         return candidates
 
-    def keep(self, candidates: Candidates, coefficients: Coefficients) -> Kept:
-        """Let the best candidates into the buffer, by phi, wear and chance; free slots first, then by exchange."""
+    def keep(self, candidates: Candidates, coefficients: Coefficients) -> Tensor:
+        """Let the best candidates into the buffer, by phi, wear and chance; free slots first, then by exchange.
+
+        Returns how many went in, a scalar still on the device.
+        """
         start = self.stopwatch.now()
         buffer, random = self.buffer, self.random["keep"]
         new, usable = candidates.samples, candidates.samples.usable()
@@ -353,7 +356,7 @@ class Engine:
             buffer.replace(slots, new[rest[winners]], wins, self.round)
             accepted = wins.sum()
         self._take_time("rest", start)
-        return Kept(accepted + entered)
+        return accepted + entered
 
     def replay(self, coefficients: Coefficients) -> Replayed:
         """Train the student on prioritised batches of the buffer."""
@@ -400,7 +403,7 @@ class Engine:
         delta = self.buffer.delta[: self.buffer.size]
         return selection.priorities(selection.log_priority(delta, log_phi, coefficients.alpha, coefficients.eta))
 
-    def measure(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> Statistics:
+    def measure(self, candidates: Candidates, kept: Tensor, replayed: Replayed) -> Statistics:
         """Everything worth knowing after a round, by name; the round's one transfer from the device."""
         start = self.stopwatch.now()
         tensors = self._facts(candidates, kept, replayed)
@@ -574,7 +577,7 @@ class Engine:
         return self.distiller.show_anew(buffer, rows, ask, self.config.buffer.shift, self.spec.flip, random)
 
     @torch.no_grad()
-    def _facts(self, candidates: Candidates, kept: Kept, replayed: Replayed) -> dict[str, Tensor]:
+    def _facts(self, candidates: Candidates, kept: Tensor, replayed: Replayed) -> dict[str, Tensor]:
         held, n = self.buffer.filled(), self.buffer.size
         share = selection.class_counts(held.classes, self.spec.num_classes) / max(n, 1)
         entropy = -(share * torch.log(share.clamp(min=1e-12))).sum() / math.log(self.spec.num_classes)
@@ -590,7 +593,7 @@ class Engine:
             "probe_agreement": agreement,
             "replay_loss": replayed.loss,
             "replay_agreement": replayed.agreement,
-            "accepted": kept.accepted,
+            "accepted": kept,
             "replay_ess": torch.ones((), device=self.device),
             "replay_top_decile": torch.full((), 0.1, device=self.device),
         }
@@ -697,13 +700,6 @@ class Candidates:
     targets: Tensor  # classes (recipe.inverted,) that were searched for
     terms: dict[str, Tensor]  # of the search, each a scalar
     delta: Tensor = field(default_factory=lambda: torch.empty(0))  # (at most JUDGED,)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How many candidates the buffer took; a scalar still on the device."""
-
-    accepted: Tensor
 
 
 def quantiles(values: Tensor) -> Tensor:
