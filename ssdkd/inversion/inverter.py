@@ -88,8 +88,7 @@ class Search:
             teacher_logits = self.observer.observe(
                 inputs, statistics="statistics" in self._reads, features="features" in self._reads
             )
-            consulted = student is not None and self.reads_student
-            student_logits = student(inputs).float() if student is not None and consulted else None
+            student_logits = student(inputs).float() if student is not None and self.reads_student else None
         return Scene(
             images=images,
             inputs=inputs,
@@ -135,7 +134,7 @@ class Search:
     @torch.no_grad()
     def _remember(self, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Average the statistics over batches: a small batch alone is a noisy witness of a whole data set."""
-        if self.settings.memory == 0:
+        if self.settings.memory == 0 or not batch:
             return
         seen = [(mean.detach(), variance.detach()) for mean, variance in batch]
         if self.remembered is None:
@@ -174,7 +173,6 @@ class Inverter(Search):
         random: torch.Generator,
         autocast: AbstractContextManager[Any],
     ) -> None:
-        """`mean` and `std` (1, c, 1, 1) are the teacher's normalisation of pixels in [0, 1]."""
         super().__init__(observer, mean, std, settings, random, autocast)
         self.base = generator
         self.adapted = copy.deepcopy(generator)
@@ -185,14 +183,10 @@ class Inverter(Search):
     def invert(
         self, targets: Tensor, student: nn.Module | None, adversarial: float, steps: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Search images for `targets` (B,): -> images (B, H, W, c) uint8 and each term's last value.
-
-        `student`, in evaluation mode, is what the adversarial terms search against; `adversarial` scales them.
-        The images are those of the step with the smallest loss.
-        """
+        """As `Search.invert`; the images are those of the step with the smallest loss."""
         settings = self.settings
         fast = self.adapted
-        self._copy_base_into(fast)
+        _copy(fast, self.base)
         latents = standard_latents(len(targets), settings.latent, self.random).requires_grad_(True)
         parameters = list(fast.parameters())
         optimizer = torch.optim.Adam(
@@ -227,13 +221,8 @@ class Inverter(Search):
                 parameter.grad = gradient
             optimizer.step()
         self._move_base(summed)
-        if scene.batch:
-            self._remember(scene.batch)
+        self._remember(scene.batch)
         return to_bytes(best_images), {"loss": cast(Tensor, best_loss), **values}
-
-    def _copy_base_into(self, fast: nn.Module) -> None:
-        with torch.no_grad():
-            _copy(fast, self.base)
 
     @torch.no_grad()
     def _move_base(self, summed: list[Tensor]) -> None:
@@ -308,8 +297,7 @@ class TextureInverter(FromTextures):
             slope = slope / (slope.abs().mean(dim=(1, 2, 3), keepdim=True) + 1e-12)
             images = (images.detach() - self.settings.pixel_rate * self.pace * slope.clamp(-2.0, 2.0)).clamp(0.0, 1.0)
             values = {"loss": loss.detach(), **values}
-        if scene.batch:
-            self._remember(scene.batch)
+        self._remember(scene.batch)
         return to_bytes(images), values
 
 
@@ -346,8 +334,7 @@ class PyramidInverter(FromTextures):
                 level.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # of a teacher that answers NaN
             optimizer.step()
             values = {"loss": loss.detach(), **values}
-        if scene.batch:
-            self._remember(scene.batch)
+        self._remember(scene.batch)
         with torch.no_grad():
             return to_bytes(self._image(textures, levels)), values
 
@@ -368,6 +355,7 @@ class PyramidInverter(FromTextures):
         return (textures + levels[0] + coarse).clamp(-0.1, 1.1)
 
 
+@torch.no_grad()
 def _copy(into: nn.Module, source: nn.Module) -> None:
     """Copy parameters and buffers, without a loop in Python over them."""
     for kind in ("parameters", "buffers"):
