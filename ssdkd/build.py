@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ssdkd.config import ImageConfig, RunConfig
-from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, require_same_task
+from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, plain_spec, require_same_task
 from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
@@ -72,20 +72,10 @@ def image_spec(config: RunConfig) -> ImageSpec:
                 f"image.{missing[0]} is not known: name the teacher's data set (--dataset) "
                 "or give image.channels, image.height, image.width and image.classes."
             )
-        channels = given.channels or 0
-        base = ImageSpec(
-            channels=channels,
-            height=given.height or 0,
-            width=given.width or 0,
-            num_classes=given.classes or 0,
-            mean=(0.5,) * channels,
-            std=(0.25,) * channels,
-            flip=False,
-            class_names=tuple(str(c) for c in range(given.classes or 0)),
-        )
+        numbered = tuple(map(str, range(given.classes or 0)))
+        base = plain_spec(given.channels or 0, given.height or 0, given.width or 0, numbered)
     channels = given.channels or base.channels
     classes = given.classes or base.num_classes
-    same_classes = classes == base.num_classes
     mean = tuple(given.mean) if given.mean is not None else _spread(base.mean, channels)
     std = tuple(given.std) if given.std is not None else _spread(base.std, channels)
     for name, values in (("mean", mean), ("std", std)):
@@ -109,7 +99,7 @@ def image_spec(config: RunConfig) -> ImageSpec:
         mean=mean,
         std=std,
         flip=base.flip if given.flip is None else given.flip,
-        class_names=base.class_names if same_classes else tuple(str(c) for c in range(classes)),
+        class_names=base.class_names if classes == base.num_classes else tuple(map(str, range(classes))),
     )
 
 

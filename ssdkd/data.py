@@ -83,6 +83,12 @@ class ImageSpec:
         return mean, std
 
 
+def plain_spec(channels: int, height: int, width: int, class_names: tuple[str, ...]) -> ImageSpec:
+    """Of images of which nothing more is known: normalised from grey, not to be mirrored."""
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return ImageSpec(channels, height, width, len(class_names), mean, std, False, class_names)
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """A whole set in memory: `images` (N, C, H, W) uint8, `labels` (N,) int64, and what they are."""
@@ -500,16 +506,7 @@ def _read_cifar10(root: Path, split: str, spec: ImageSpec, limit: int | None) ->
 
 @register_dataset(
     "cifar100",
-    ImageSpec(
-        3,
-        32,
-        32,
-        100,
-        (0.5071, 0.4867, 0.4408),
-        (0.2675, 0.2565, 0.2761),
-        True,
-        tuple(_CIFAR100_NAMES.split()),
-    ),
+    ImageSpec(3, 32, 32, 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), True, tuple(_CIFAR100_NAMES.split())),
 )
 def _read_cifar100(root: Path, split: str, spec: ImageSpec, limit: int | None) -> LabelledImages:
     return _read_cifar("cifar100", "cifar-100-python", [split], "fine_labels", root, spec)
@@ -619,8 +616,7 @@ def _folder_spec(root: Path) -> ImageSpec:
     if first is None:
         raise DataError(f"folder: the class folders in {present[0]} hold no {', '.join(IMAGE_SUFFIXES)} file")
     channels, height, width = _open_picture(first).shape
-    centre, spread = (0.5,) * channels, (0.25,) * channels
-    return ImageSpec(channels, height, width, len(class_names), centre, spread, False, class_names)
+    return plain_spec(channels, height, width, class_names)
 
 
 @register_dataset("folder", _folder_spec)
@@ -765,8 +761,7 @@ def _npz_spec(path: Path) -> ImageSpec:
         arrays = _npz_arrays(path, label_keys)
         largest = max(int(_npz_labels(path, k, a).max(initial=0)) for k, a in zip(label_keys, arrays, strict=True))
         class_names = tuple(map(str, range(min(largest, 2**20) + 1)))
-    centre, spread = (0.5,) * channels, (0.25,) * channels
-    return ImageSpec(channels, height, width, len(class_names), centre, spread, False, class_names)
+    return plain_spec(channels, height, width, class_names)
 
 
 @register_dataset("npz", _npz_spec)

@@ -97,11 +97,7 @@ def write_safetensors(
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         chunks.append(_bytes_of(plain))
         end = position + chunks[-1].nbytes
-        entries[name] = {
-            "dtype": _CODES[value.dtype],
-            "shape": list(value.shape),
-            "data_offsets": [position, end],
-        }
+        entries[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"))
     header = text.encode("ascii") + b" " * (-len(text) % 8)
@@ -190,10 +186,7 @@ def _write_whole(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         try:
             _fsync(folder, path)
         except OSError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.ENOTSUP,
-            ):  # a file system that cannot, not one that fails
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, not one that fails
                 raise
         finally:
             os.close(folder)

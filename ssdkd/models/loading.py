@@ -194,10 +194,7 @@ def _without_prefixes(
         return bool(names) and all(name.startswith(prefix) for name in names)
 
     while True:
-        prefix = next(
-            (p for p in _WRAPPING_PREFIXES if shared_by(found, p) and not shared_by(expected, p)),
-            None,
-        )
+        prefix = next((p for p in _WRAPPING_PREFIXES if shared_by(found, p) and not shared_by(expected, p)), None)
         if prefix is None:
             return found
         found = {name.removeprefix(prefix): value for name, value in found.items()}

@@ -33,10 +33,7 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     def register(builder: Builder) -> Builder:
         known = _BUILDERS.get(name)
         # Running a notebook cell twice defines the same function again, which is no clash.
-        if known is not None and (known.__module__, known.__qualname__) != (
-            builder.__module__,
-            builder.__qualname__,
-        ):
+        if known is not None and (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
             raise ConfigError(
                 f"the model name {name!r} is already taken by {known.__module__}.{known.__qualname__}: "
                 "register yours under another name."
