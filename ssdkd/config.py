@@ -228,26 +228,25 @@ def parse_command_line(
     """Read `--config`, then every other flag over it: -> the configuration and the values of the `extra` flags.
 
     `extra` are flags outside the schema: (name, meaning, default). `below` are mappings that all of it goes over, each
-    with the name of its source. Of the keys in `exclusive`, one given on the
-    command line unsets the others that the file set. `--help` and `--print-config` end the process.
+    with the name of its source. Of the keys in `exclusive`, one given on the command line unsets the others that the
+    file set. `--help` and `--print-config` end the process.
     """
     parser = _parser(schema, prog, description, extra, default_config)
     argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
     known, unknown = parser.parse_known_args(argv)
+    types = _leaf_types(schema)
     if unknown:
-        flag = next((u for u in unknown if u.startswith("-")), unknown[0])
-        name = flag.lstrip("-").split("=")[0]
-        raise ConfigError(f"unknown option {_with_dashes(flag.split('=')[0])}{_nearest(name, _leaves(schema), '--')}")
+        flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+        raise ConfigError(f"unknown option {_with_dashes(flag)}{_nearest(flag.lstrip('-'), list(types), '--')}")
     given = vars(known)
     layers = list(below)
     source = given.pop("config") or default_config
     if source is not None:
         layers.append(read_yaml(source))
     flags: dict[str, Any] = {}
-    leaves = _leaf_types(schema)
     for key, text in given.items():
-        if key in leaves and text is not None:
-            _nest(flags, key, _read_flag(schema, key, text))
+        if key in types and text is not None:
+            _nest(flags, key, _read_flag(key, types[key], text))
     given_exclusively = [key for key in exclusive if flags.get(key) is not None]
     if len(given_exclusively) > 1:
         raise ConfigError(f"--{given_exclusively[0]} and --{given_exclusively[1]} exclude each other; give one.")
@@ -454,12 +453,8 @@ def _leaf_types(schema: type[Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _leaves(schema: type[Any]) -> list[str]:
-    return list(_leaf_types(schema))
-
-
-def _read_flag(schema: type[Any], key: str, text: str) -> Any:
-    if _type_name(_leaf_types(schema)[key]) == "text" and text not in ("null", "~"):
+def _read_flag(key: str, hint: Any, text: str) -> Any:
+    if _type_name(hint) == "text" and text not in ("null", "~"):
         return text
     try:
         return yaml.safe_load(text)
