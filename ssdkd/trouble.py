@@ -18,7 +18,7 @@ reasons: the loss when the policy replays harder images, the divergence while a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,6 @@ FAR_ABOVE = 3.0  # times the best from which on a student is astray ...
 AT_LEAST_ABOVE = 0.5  # ... and so many nats above it on the probe: three times almost nothing is almost nothing
 PATIENCE = 20  # rounds in a row
 SAME_IMAGE = 0.5  # mean deviation of a pixel between images, of 255, below which they are one image
-
-
 LOWER_RATE = "lower distillation.learning_rate or set distillation.clip"
 
 
@@ -120,10 +118,11 @@ class Guard:
 
     def strayed(self, now: Mapping[str, float]) -> list[Trouble]:
         """What no single round shows: the student is far from its best for long. That becomes the last good state."""
-        if self.best:
-            facts = self.best["facts"]
-            far = all(now[name] > FAR_ABOVE * facts[name] for name in ("probe_kl", "replay_loss"))
-            self.astray = self.astray + 1 if far and now["probe_kl"] > facts["probe_kl"] + AT_LEAST_ABOVE else 0
+        if not self.best:
+            return []
+        facts = self.best["facts"]
+        far = all(now[name] > FAR_ABOVE * facts[name] for name in ("probe_kl", "replay_loss"))
+        self.astray = self.astray + 1 if far and now["probe_kl"] > facts["probe_kl"] + AT_LEAST_ABOVE else 0
         if self.astray < PATIENCE:
             return []
         self.astray = 0
@@ -171,22 +170,18 @@ def copied(state: Any) -> Any:
 
 def all_finite(state: Any, device: torch.device) -> Tensor:
     """Whether every floating-point tensor in a tree of state is finite; a scalar on the device, 1.0 or 0.0."""
-    tensors: list[Tensor] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point() and value.numel():
-                tensors.append(value.detach())
-        elif isinstance(value, dict):
-            for entry in value.values():
-                collect(entry)
-        elif isinstance(value, (list, tuple)):
-            for entry in value:
-                collect(entry)
-
-    collect(state)
-    on_device = [t for t in tensors if t.device.type == device.type]  # an optimiser's step counts stay on the CPU
+    numbers = [t for t in _tensors_in(state) if t.is_floating_point() and t.numel()]
+    on_device = [t for t in numbers if t.device.type == device.type]  # an optimiser's step counts stay on the CPU
     if not on_device:
         return torch.ones((), device=device)
     norms = torch._foreach_norm(on_device)
     return torch.stack([norm.float() for norm in norms]).isfinite().all().float()
+
+
+def _tensors_in(state: Any) -> Iterator[Tensor]:
+    """The tensors in a tree of dicts, lists and tuples."""
+    if isinstance(state, Tensor):
+        yield state.detach()
+    elif isinstance(state, (dict, list, tuple)):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors_in(value)
