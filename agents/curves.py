@@ -15,7 +15,7 @@ from agents.evaluate import FIXED
 from ssdkd.coefficients import RANGES
 from ssdkd.tracking.events import EventWriter, Point, lines, margin
 from ssdkd.tracking.tags import Tag, description, tables
-from ssdkd.tracking.tensorboard import settings_of
+from ssdkd.tracking.tensorboard import PREFACE, settings_of
 
 MEASURES: dict[str, tuple[str, str, str]] = {  # of `agents.evaluate.summary` -> name, unit, meaning
     "accuracy_area": ("accuracy_area_percent", "%", "mean accuracy over the budget"),
@@ -52,7 +52,6 @@ TAGS: tuple[Tag, ...] = (
     ),
     Tag("speed/rounds_per_second", "scalar", "rounds/s", "over all environments, since the start", "the clock"),
 )
-PREFACE = "Custom Scalars lays the curves out as they are meant to be read. What each tag means:\n\n"
 
 
 def of_episodes(ended: Sequence[Mapping[str, float]]) -> dict[str, float]:

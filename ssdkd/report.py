@@ -284,7 +284,7 @@ def _accuracy(run: Record) -> list[Line]:
 
 def _band_chart(run: Record, key: str, title: str, log: bool = False) -> Chart:
     x = run.values("round")
-    low, middle, high = ([v if v is not None else math.nan for v in run.values(f"{key}_q{q}")] for q in (10, 50, 90))
+    low, middle, high = (run.values(f"{key}_q{q}") for q in (10, 50, 90))
     rows = _thinned(len(x))
     band = Band(_at(x, rows), _at(low, rows), _at(high, rows))
     return Chart(title, "round", [_line("", x, middle, BLUE)], [band], log_y=log)

@@ -289,8 +289,8 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "device": str(engine.device),
         "image": {
             **{"channels": spec.channels, "height": spec.height, "width": spec.width, "classes": spec.num_classes},
-            **{"mean": list(engine.spec.mean), "std": list(engine.spec.std)},
-            "class_names": list(engine.spec.class_names),
+            **{"mean": list(spec.mean), "std": list(spec.std)},
+            "class_names": list(spec.class_names),
         },
     }
 

@@ -21,7 +21,7 @@ from ssdkd.tracking.charts import Chart, to_pixels
 from ssdkd.tracking.events import EventWriter, Point, lines, margin, to_png
 from ssdkd.tracking.folder import REPLAYS, REPORT, RunFolder
 from ssdkd.tracking.pictures import replay_grid
-from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, Tag, description, scalars, tables
+from ssdkd.tracking.tags import FINAL, MEASURED_NOW_AND_THEN, SPREADS, TAGS, Moment, description, scalars, tables
 from ssdkd.tracking.whatif import what_if
 
 PICTURES_EVERY = 50  # rounds, unless that would take more than this share of the work:
@@ -114,9 +114,8 @@ class Tracker:
             self.writer.add_text("plan", PREFACE + tables(), step)
             self.writer.add_hparams(settings_of(self.config), _metrics_of_a_sweep(), step, FOREMOST)
             self.writer.add_layout(layout(self.engine), step)
-        moment = self._moment(
-            line, before, since=self._since_last(), memory=_memory(self.engine.device), policy=self._asked(observation)
-        )
+        told = self.diagnose(observation) if self.diagnose is not None else {}
+        moment = self._moment(line, before, since=self._since_last(), memory=_memory(self.engine.device), policy=told)
         values = scalars(moment, lambda tag: not tag.name.startswith(FINAL))
         if step == 1 or self.engine.finished or self._pictures_are_due(step):
             shown = pictures(self.engine, line) if self.settings.images else {}
@@ -135,9 +134,6 @@ class Tracker:
     def _moment(self, line: Mapping[str, float], before: Mapping[str, float], **more: Any) -> Moment:
         cost = self.engine.round_cost(self.config.distillation.steps)
         return Moment(line, before, cost, self.engine.buffer.capacity, **more)
-
-    def _asked(self, observation: np.ndarray) -> Mapping[str, float]:
-        return self.diagnose(observation) if self.diagnose is not None else {}
 
     def _clock(self) -> dict[str, float]:
         phases = {f"phase_{name}": s for name, s in self.engine.phase_seconds.items() if name != "warmup"}
@@ -254,6 +250,3 @@ def _memory(device: torch.device) -> dict[str, float]:
     except (OSError, ValueError):
         pass  # only Linux tells it this way
     return used
-
-
-__all__ = ["Tag", "Tracker", "histograms", "layout", "pictures", "settings_of"]
