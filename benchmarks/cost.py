@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import names_in, require_at_least
-from benchmarks.round import ENDLESS, Clock, add_timing_options, engine_of, fill
+from benchmarks.round import ENDLESS, Clock, add_timing_options, engine_of, fill, write_json
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
 from ssdkd.errors import SsdkdError, run_command
-from ssdkd.files import require_writable, write_result
+from ssdkd.files import require_writable
 
 PHASES = ("inversion", "replay", "rest")
 
@@ -159,7 +159,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             _, peak = in_a_process(["-m", "ssdkd.run", "--config", given.job, "--out", out, "--quiet"])
         told["job"] = {"name": given.job, "peak_mib": peak}
         print(f"{given.job}, a whole run: {peak:.0f} MiB at its peak")
-    write_result(given.json, "--json", json.dumps(told, indent=2) + "\n")
+    write_json(given.json, told)
 
 
 if __name__ == "__main__":

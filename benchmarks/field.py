@@ -33,12 +33,11 @@ import yaml
 
 from agents.tasks import merged
 from benchmarks.arguments import names_in
-from benchmarks.selection import differing, first_reached
+from benchmarks.selection import differing, draw, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, SsdkdError, run_command
-from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
-from ssdkd.tracking.charts import COLOURS, Chart, Line, to_pixels
-from ssdkd.tracking.events import to_png
+from ssdkd.files import atomic_write_text, require_writable, write_result
+from ssdkd.tracking.charts import COLOURS, Chart, Line
 from ssdkd.tracking.folder import METRICS, SUMMARY
 from ssdkd.tracking.metrics import read_metrics
 
@@ -152,7 +151,7 @@ def settings_of(size: Size, method: str, over: Settings) -> Settings:
     return settings
 
 
-def train_teacher(size: Size, file: Path, data_root: str | None, device: str, deadline: float = float("inf")) -> None:
+def train_teacher(size: Size, file: Path, data_root: str | None, device: str, deadline: float = math.inf) -> None:
     if not size.teacher_training:
         raise ConfigError("this size has no teacher to train; it comes with one.")
     where = ["--data-root", data_root] if data_root else []
@@ -187,7 +186,7 @@ def play(folder: Path, settings: Settings, deadline: float) -> bool:
     return called("ssdkd.run", words, deadline)
 
 
-def called(module: str, words: Sequence[str], deadline: float = float("inf")) -> bool:
+def called(module: str, words: Sequence[str], deadline: float) -> bool:
     """Run a command of the package until it is done or the time is up, or this process is stopped: -> whether it is."""
     process = subprocess.Popen([sys.executable, "-m", module, *words])
 
@@ -197,7 +196,7 @@ def called(module: str, words: Sequence[str], deadline: float = float("inf")) ->
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+        process.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it finishes its round and saves
         end(process)
@@ -281,9 +280,9 @@ def table(outcome: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
+def charts(curves: dict[str, dict[str, list[float]]]) -> list[Chart]:
     """Accuracy over wall time, and over images synthesised."""
-    charts = [
+    return [
         Chart(
             "accuracy (%)",
             label,
@@ -296,7 +295,6 @@ def draw(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
         )
         for what, label in (("seconds", "seconds of work"), ("synthesized", "images synthesised"))
     ]
-    atomic_write_bytes(file, to_png(to_pixels(charts, columns=2, width=480, height=300)))
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -316,7 +314,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", help="file to write instead of field.json")
     given = parser.parse_args(argv)
-    deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else float("inf")
+    deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else math.inf
     size, out = SIZES[given.size](), Path(given.out)
     chosen = names_in(given.methods or "", size.methods, "--methods") or list(size.methods)
     if given.size != "tiny" and not given.data_root:
@@ -343,7 +341,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, row in outcome["methods"].items():
         row["finished"] = finished[name]
     outcome |= {"size": given.size, "seed": given.seed, "curves": curves}
-    draw(curves, out / "field.png")
+    draw(charts(curves), out / "field.png")
     write_result(given.json or out / "field.json", "--json", json.dumps(outcome, indent=2))
     print(table(outcome))
     return outcome

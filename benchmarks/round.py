@@ -55,6 +55,11 @@ def add_timing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", help="file to write")
 
 
+def write_json(file: str | None, told: Any) -> None:
+    """What `--json` asks for."""
+    write_result(file, "--json", json.dumps(told, indent=2) + "\n")
+
+
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """What is timed in turn, divided turn by turn: the median, and the range."""
     ratios = sorted(mine / their for mine, their in zip(ours, theirs, strict=True))
@@ -410,9 +415,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
     }
     machine |= {"processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()}
-    write_result(
-        given.json, "--json", json.dumps({"rounds": rounds, "replay": replays, "machine": machine}, indent=2) + "\n"
-    )
+    write_json(given.json, {"rounds": rounds, "replay": replays, "machine": machine})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ the turns. `compile` concerns the student's step alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,12 +20,12 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import names_in, require_at_least
-from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of
+from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of, write_json
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, has_compiler
 from ssdkd.engine import Engine
 from ssdkd.errors import run_command
-from ssdkd.files import require_writable, write_result
+from ssdkd.files import require_writable
 
 AUTOMATIC = "automatic"
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -112,11 +111,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         rows += timed
     if not has_compiler(choose_device(given.device)):
         print("compile was not timed: no compiler was found")
-    write_result(
-        given.json,
-        "--json",
-        json.dumps({"switches": rows, "threads": given.threads, "clock": given.clock}, indent=2) + "\n",
-    )
+    write_json(given.json, {"switches": rows, "threads": given.threads, "clock": given.clock})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ none (digits come with the package).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,13 +23,13 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import numbers_in, require_at_least
-from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of
+from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of, write_json
 from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, run_command
-from ssdkd.files import require_writable, write_result
+from ssdkd.files import require_writable
 from ssdkd.tracking import Display
 
 
@@ -152,7 +151,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             over["teacher"] = {"checkpoint": given.teacher}
         told["accuracy"] = compare_accuracy(given.task, compared, given.seeds, given.share, over)
         show_accuracy(told["accuracy"])
-    write_result(given.json, "--json", json.dumps(told, indent=2) + "\n")
+    write_json(given.json, told)
 
 
 if __name__ == "__main__":
