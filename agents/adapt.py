@@ -20,9 +20,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.learning import Randomness, Spaces, algorithm_class, build_learner, learner_state, restore_learner, spread
-from agents.policies import CLIP, LearnedPolicy
+from agents.policies import CLIP, LearnedPolicy, require_same
 from envs.rewards import OF_ACCURACY
-from ssdkd.errors import CheckpointError
 
 ROUNDS = 16  # experience between two updates of an on-policy algorithm
 BATCH = 64  # of an off-policy one
@@ -151,10 +150,7 @@ class AdaptivePolicy:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("began_as") != self.began_as:
-            raise CheckpointError(
-                "the policy file is not the one that the run began with: put that one back, or start a new run."
-            )
+        require_same(state.get("began_as"), self.began_as)
         restore_learner(self.model, state["learner"])
         self.random.load_state_dict(state["random"])
         self.starts = bool(state["starts"])

@@ -147,10 +147,7 @@ class LearnedPolicy:
         return {"fingerprint": self.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("fingerprint") != self.fingerprint():
-            raise CheckpointError(
-                "the policy file is not the one that the run began with: put that one back, or start a new run."
-            )
+        require_same(state.get("fingerprint"), self.fingerprint())
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it, beside the description."""
@@ -183,6 +180,14 @@ class LearnedPolicy:
             write_safetensors(path, self.tensors(), {"ssdkd.policy": text}, seal=True)
         except OSError as error:
             raise CheckpointError(f"policy {path} cannot be saved: {error.strerror or error}.") from error
+
+
+def require_same(began_as: object, fingerprint: str) -> None:
+    """Refuse to go on with another policy than the one of the checkpoint, by their fingerprints."""
+    if began_as != fingerprint:
+        raise CheckpointError(
+            "the policy file is not the one that the run began with: put that one back, or start a new run."
+        )
 
 
 def load_policy(path: str | Path | None = None, *, trust: bool = False) -> LearnedPolicy:
@@ -285,7 +290,7 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
         statistics.append(value.double().numpy())
     if (statistics[1] < 0).any():
         _refuse("its normalise.var is negative")
-    network = _network(described)
+    network = fresh_network(described)
     expected = network.state_dict()
     found: dict[str, Tensor] = {}
     for name, value in expected.items():
@@ -305,7 +310,8 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
     return LearnedPolicy(network, described, *statistics)
 
 
-def _network(described: Description) -> BasePolicy:
+def fresh_network(described: Description) -> BasePolicy:
+    """The network that a description tells, with weights drawn by chance."""
     cls = algorithm_class(described.algorithm)
     arguments: dict[str, Any] = {
         "net_arch": described.net_arch,

@@ -425,7 +425,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     config, given = _read(argv, "train-digits")
     torch.set_num_threads(1)
     if given.resume is None:
-        columns_of(config.observed()), rows_of(config.acted())  # what cannot be is noticed before there is a folder
+        columns_of(config.observed())  # names that cannot be are noticed before there is a folder
+        rows_of(config.acted())
         fault = fault_in(config.net_arch)
         if fault is not None:
             raise ConfigError(f"net_arch {fault}, so that its policy could not be read: {str(config.net_arch)[:60]}.")

@@ -46,7 +46,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from agents.policies import Description, LearnedPolicy, _network, load_policy
+from agents.policies import Description, LearnedPolicy, fresh_network, load_policy
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
@@ -254,7 +254,7 @@ def policy_seeds(trace: Path) -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for number, description in enumerate(described):
             path = Path(folder) / f"{number}.safetensors"
-            LearnedPolicy(_network(description), description).save(path)
+            LearnedPolicy(fresh_network(description), description).save(path)
             seeds.append(path.read_bytes())
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # as Stable-Baselines3 lays out what it unpickles

@@ -22,7 +22,7 @@ import torch
 
 from agents.evaluate import schedule
 from agents.learning import rows_of
-from agents.policies import Description, LearnedPolicy, _network, load_policy
+from agents.policies import Description, LearnedPolicy, fresh_network, load_policy
 from agents.train import POLICY
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES, Coefficients
@@ -64,7 +64,7 @@ def with_weights(
     described = replace(described, net_arch=[])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for the critic, of which nothing is asked: the same file every time
-        network = _network(described)
+        network = fresh_network(described)
     with torch.no_grad():
         head = network.action_net
         head.weight.copy_(torch.from_numpy(weights * np.sqrt(var + 1e-8)))  # type: ignore[union-attr,operator]
