@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import random
@@ -33,9 +32,11 @@ from pathlib import Path
 from benchmarks.arguments import require_at_least
 from ssdkd.checkpoint import load_newest
 from ssdkd.errors import CheckpointError, run_command
+from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, STUDENT, SUMMARY
+from ssdkd.tracking.metrics import read_metrics
 
 OPERATIONS = ("write", "fsync", "replace")
-FIRST, AGAIN, LAST = ("config.yaml", "metrics.jsonl"), ("metrics.jsonl",), ("student.safetensors", "summary.json")
+FIRST, AGAIN, LAST = (CONFIG, METRICS), (METRICS,), (STUDENT, SUMMARY)  # files that a run writes, by when it does
 
 
 @dataclass(frozen=True)
@@ -104,30 +105,26 @@ def run_or_kill(
 
 
 def student_of(folder: Path) -> str:
-    path = folder / "student.safetensors"
+    path = folder / STUDENT
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
 
 
 def last_round(folder: Path) -> int:
     """The last whole line of the metrics."""
-    path = folder / "metrics.jsonl"
-    for line in reversed(path.read_bytes().splitlines() if path.is_file() else []):
-        try:
-            return int(json.loads(line)["round"])
-        except ValueError:
-            continue  # cut off
-    return 0
+    path = folder / METRICS
+    lines = read_metrics(path) if path.is_file() else []
+    return int(lines[-1]["round"]) if lines else 0
 
 
 def begun(out: Path) -> Path | None:
     """The run's folder in `out`, if it came so far that it can be resumed."""
-    return next((path.parent for path in out.glob("*/config.yaml")), None)
+    return next((path.parent for path in out.glob(f"*/{CONFIG}")), None)
 
 
 def newest_checkpoint(folder: Path | None) -> int:
     """The round that `--resume` will go on from."""
     try:
-        return int(load_newest(folder / "checkpoints")[0]["engine"]["round"]) if folder is not None else 0
+        return int(load_newest(folder / CHECKPOINTS)[0]["engine"]["round"]) if folder is not None else 0
     except CheckpointError:
         return 0
 
@@ -193,10 +190,10 @@ def _plan(
     aimed = undisturbed.round_at(kill.moment)
     if kill.operation:
         each = 2 if kill.operation == "fsync" else 1
-        saves = max(math.ceil((aimed - newest) / interval), 1) if kill.part == "checkpoints" else 1
+        saves = max(math.ceil((aimed - newest) / interval), 1) if kill.part == CHECKPOINTS else 1
         fault = f"{kill.operation}:{each * (saves - 1) + kill.number}:kill:{kill.part}"
         which = " (folder)" if kill.number == 2 else ""
-        name = f"checkpoint {newest + saves * interval}" if kill.part == "checkpoints" else kill.part
+        name = f"checkpoint {newest + saves * interval}" if kill.part == CHECKPOINTS else kill.part
         return f"{kill.operation}{which} of {name}", fault, None
     if aimed < 0:
         wait = kill.moment * undisturbed.seconds
@@ -229,7 +226,7 @@ def drawn_kills(count: int, per_run: int, seed: int) -> list[list[Kill]]:
             operation = chance.choice(OPERATIONS)
             fsync = chance.randint(1, 2) if operation == "fsync" else 1
             elsewhere = FIRST if number == 0 else LAST if number == len(moments) - 1 else AGAIN
-            part = "checkpoints" if files % 4 else chance.choice(elsewhere)
+            part = CHECKPOINTS if files % 4 else chance.choice(elsewhere)
             kills.append(Kill(moment, operation, fsync, part))
         runs.append(kills)
     return runs
@@ -260,7 +257,7 @@ def kill_test(
     inside = [outcome.inside for outcome in killed if outcome.inside]
     print(
         f"{len(killed)} kills of {len(verdicts)} runs of {rounds} rounds, a checkpoint every {interval}: "
-        f"{len(inside)} inside a file operation, {inside.count('checkpoints')} of these in a checkpoint; "
+        f"{len(inside)} inside a file operation, {inside.count(CHECKPOINTS)} of these in a checkpoint; "
         f"{sum(verdicts)} of {len(verdicts)} runs ended with identical bytes; "
         f"at most {max(outcome.lost for outcome in outcomes)} rounds lost by a kill; {time.monotonic() - began:.0f} s"
     )

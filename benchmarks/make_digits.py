@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import nn
+from torch import Tensor, nn
 
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.errors import run_command
@@ -38,6 +39,19 @@ def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return tuple(parts)  # type: ignore[return-value]
 
 
+def enlarged(images: np.ndarray, size: int) -> Tensor:
+    """(N, 8, 8) uint8 -> (N, 1, size, size) uint8, smoothly."""
+    pixels = torch.from_numpy(images)[:, None]
+    if size == 8:
+        return pixels
+    return F.interpolate(pixels.float(), size=size, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+
+
+def as_set(images: np.ndarray, labels: np.ndarray, size: int = 8) -> LabelledImages:
+    """Digits (N, 8, 8) uint8 with their labels (N,), `size` pixels across."""
+    return LabelledImages(enlarged(images, size), torch.from_numpy(labels).long(), dataset_spec("digits"))
+
+
 def share_right(teacher: nn.Module, test: LabelledImages) -> float:
     """Its accuracy in percent."""
     mean, std = test.spec.normalisation()
@@ -51,8 +65,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     for name in (TEACHER, DIGITS):
         require_writable(out / name, "--out")
     train_images, test_images, train_labels, test_labels = split()
-    spec = dataset_spec("digits")
-    as_set = lambda x, y: LabelledImages(torch.from_numpy(x)[:, None], torch.from_numpy(y).long(), spec)  # noqa: E731
     torch.set_num_threads(1)  # the sums, and so the weights, depend on it
     torch.manual_seed(0)
     teacher = create_model("convnet", {"widths": [48, 96, 128]}, num_classes=10, in_channels=1, image_size=8)

@@ -21,13 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from agents.processes import pool
 from benchmarks.arguments import require_at_least
-from benchmarks.make_digits import share_right, split
-from ssdkd.data import LabelledImages, dataset_spec
+from benchmarks.make_digits import as_set, enlarged, share_right, split
 from ssdkd.errors import run_command
 from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
@@ -87,12 +84,7 @@ def make(name: str, out: str) -> str:
     recipe = TEACHERS[name]
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
-    spec = dataset_spec("digits")
     train_images, test_images, train_labels, test_labels = split()
-
-    def as_set(x: np.ndarray, y: np.ndarray) -> LabelledImages:
-        return LabelledImages(enlarged(x, recipe.size), torch.from_numpy(y).long(), spec)
-
     rows = chosen(train_labels, recipe)
     arguments: dict[str, Any] = {"widths": list(recipe.widths), "depth": recipe.depth, "batch_norm": recipe.batch_norm}
     teacher = create_model("convnet", arguments, num_classes=10, in_channels=1, image_size=recipe.size)
@@ -100,18 +92,10 @@ def make(name: str, out: str) -> str:
     epochs = recipe.epochs * (1 if len(rows) > 500 else 3)
     shift = recipe.size // 8
     options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=shift, seed=recipe.seed)
-    train(teacher, as_set(train_images[rows], train_labels[rows]), options, torch.device("cpu"))
-    right = share_right(teacher, as_set(test_images, test_labels))
+    train(teacher, as_set(train_images[rows], train_labels[rows], recipe.size), options, torch.device("cpu"))
+    right = share_right(teacher, as_set(test_images, test_labels, recipe.size))
     save_weights(teacher, Path(out) / f"{name}.safetensors")
     return f"{name}: {len(rows)} images, {right:.2f} % of {len(test_labels)} test digits"
-
-
-def enlarged(images: np.ndarray, size: int) -> Tensor:
-    """(N, 8, 8) uint8 -> (N, 1, size, size) uint8, smoothly."""
-    pixels = torch.from_numpy(images)[:, None]
-    if size == 8:
-        return pixels
-    return F.interpolate(pixels.float(), size=size, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
 
 
 def save_images(out: Path, how_many: int = 480) -> None:
