@@ -404,6 +404,12 @@ def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word
         training_tasks(TasksConfig(**fields))
 
 
+def shipped_where(**entries: float) -> Coefficients:
+    """What the policy that ships sets where these entries of the observation are so, and all others 0."""
+    seen = np.array([entries.get(entry.name, 0.0) for entry in ENTRIES], dtype=np.float32)
+    return Coefficients.from_unit(load_policy().predict(seen, deterministic=True)[0])
+
+
 @pytest.mark.parametrize(
     ("starting_share", "batch_norm", "doublings"),
     [(0.05, 0, -1), (0.39, 0, -1), (0.42, 0, 0), (0.95, 0, 0), (0.0, 1, 0), (0.9, 1, 0)],
@@ -411,32 +417,22 @@ def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word
 def test_the_policy_that_ships_halves_batches_of_plain_networks_whose_steps_are_mostly_arithmetic(
     starting_share: float, batch_norm: int, doublings: int
 ) -> None:
-    names = [entry.name for entry in ENTRIES]
-    seen = np.zeros(len(names), dtype=np.float32)
-    seen[[names.index("starting_share"), names.index("batch_norm")]] = starting_share, batch_norm
-    action, _ = load_policy().predict(seen, deterministic=True)
-    assert round(math.log2(Coefficients.from_unit(action).batch)) == doublings
+    batch = shipped_where(starting_share=starting_share, batch_norm=batch_norm).batch
+    assert round(math.log2(batch)) == doublings
 
 
 def test_the_policy_that_ships_does_not_say_where_files_lay_when_it_was_trained() -> None:
     assert "/" not in json.dumps(load_policy().description.training)
 
 
-def shipped_in_a_run_of(steps: float) -> Coefficients:
-    names = [entry.name for entry in ENTRIES]
-    seen = np.zeros(len(names), dtype=np.float32)
-    seen[names.index("steps")] = math.log10(steps) / 6
-    return Coefficients.from_unit(load_policy().predict(seen, deterministic=True)[0])
-
-
 def test_the_policy_that_ships_lets_the_learning_rate_fall_further_in_longer_runs() -> None:
-    found = [shipped_in_a_run_of(steps).anneal for steps in (240, 1000, 6000, 16_000, 1e6)]
+    found = [shipped_where(steps=math.log10(steps) / 6).anneal for steps in (240, 1000, 6000, 16_000, 1e6)]
     assert found == sorted(found)
     assert found[0] < 0.5 < 0.7 < found[2] < found[3] < 0.9 < found[4]
 
 
 def test_the_policy_that_ships_lets_worn_images_go_the_more_readily_the_longer_the_run() -> None:
-    found = [shipped_in_a_run_of(steps).wear for steps in (240, 1000, 16_000)]
+    found = [shipped_where(steps=math.log10(steps) / 6).wear for steps in (240, 1000, 16_000)]
     assert found == pytest.approx([0.27, 0.48, 0.88], abs=0.02)
 
 
