@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.spaces import Memory
-from ssdkd.coefficients import RANGES
+from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.engine import Engine
 from ssdkd.tracking.charts import BLUE, GREY, Chart, Line, to_pixels
 from ssdkd.tracking.pictures import replay_grid
@@ -46,25 +48,19 @@ def difficulty_chart(engine: Engine) -> Chart:
 
 def coefficient_chart(memory: Memory) -> Chart:
     """Each coefficient in its range, from the lowest to the highest value, beside what is neutral."""
-    places = [float(i) for i in range(len(RANGES))]
-    now = [r.to_unit(getattr(memory.coefficients, r.name)) for r in RANGES]
     lines = [
-        Line("now", [x for place in places for x in (place - 0.3, place + 0.3, place)], _steps(now), BLUE, width=3.0),
-        Line(
-            "neutral",
-            [x for place in places for x in (place - 0.4, place + 0.4, place)],
-            _steps([r.to_unit(r.neutral) for r in RANGES]),
-            GREY,
-            width=1.6,
-        ),
+        _steps("now", memory.coefficients.to_unit(), 0.3, BLUE, 3.0),
+        _steps("neutral", Coefficients().to_unit(), 0.4, GREY, 1.6),
     ]
     names = [r.name for r in RANGES]
     return Chart("Coefficients in their ranges", "", lines, y_range=(-1.05, 1.05), names=names)
 
 
-def _steps(values: list[float]) -> list[float]:
-    """Two equal points and a gap for each value."""
-    return [y for value in values for y in (value, value, float("nan"))]
+def _steps(label: str, values: list[float], reach: float, colour: str, width: float) -> Line:
+    """A level stretch for each value, around 0, 1, 2, ..., and a gap after it."""
+    x = [x for place in range(len(values)) for x in (place - reach, place + reach, place)]
+    y = [y for value in values for y in (value, value, math.nan)]
+    return Line(label, x, y, colour, width=width)
 
 
 def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -95,8 +95,10 @@ def looked_at_once(device: torch.device, pixels: int) -> int:
 
     On a CPU, the activations of few enough stay in its cache: measured, 128 of 32x32 and 28x28 pixels and 256 of 8x8.
     """
-    fits = 2 ** ((128 * 32**2 // pixels) | 1).bit_length() // 2 if device.type == "cpu" else 256  # a power of two
-    return min(max(fits, 16), 256)
+    if device.type != "cpu":
+        return 256
+    fit = max(128 * 32**2 // pixels, 1)
+    return min(max(2 ** (fit.bit_length() - 1), 16), 256)  # a power of two
 
 
 def compiles(switch: str, device: torch.device, long_run: bool) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssdkd import selection
 from ssdkd.averaging import Average
-from ssdkd.buffer import ReplayBuffer, Samples, joined, random_views, render
+from ssdkd.buffer import RENDERED_AT_ONCE, ReplayBuffer, Samples, joined, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
@@ -186,7 +186,9 @@ class Engine:
     # -- the budget -----------------------------------------------------------------------------------------
 
     def recipe(self, textures: float = 1.0, images: int | None = None) -> Recipe:
-        """What to make, its blends beside `images` (a round's); `textures` multiplies their odds.
+        """How many of `images`, by default those of a round, are made in which way; blends come on top.
+
+        `textures` multiplies the odds of textures:
 
         share .25, odds 1 : 3   ->   times 3, odds 3 : 3, share .5
         """
@@ -196,9 +198,9 @@ class Engine:
         return Recipe(images - left_as_textures, left_as_textures, round(self.config.inversion.blends * images))
 
     def batch_of(self, factor: float) -> int:
-        """Images of a student step, `factor` times as many as configured: doubled or halved, to what the buffer fills.
+        """Images of a student step: about `factor` times as many as configured, and no more than the buffer holds.
 
-        Only so, and not by any factor, because every size of a batch is compiled anew.
+        Only doubled or halved, as often as it takes, because every size of a batch is compiled anew.
         """
         configured = self.config.distillation.batch
         batch = round(configured * 2.0 ** round(math.log2(factor)))
@@ -545,12 +547,12 @@ class Engine:
         confidence, classes = torch.softmax(logits[:, 0], dim=1).max(dim=1)
         return Samples(images, views, logits, classes, confidence)
 
-    def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor, batch: int = 256) -> Tensor:
+    def _teacher_logits(self, images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
         border = self.config.buffer.border
         return torch.cat(
             [
                 self._answers(self.teacher, self.distiller.to_inputs(render(images, r, v, border)))
-                for r, v in zip(rows.split(batch), views.split(batch), strict=True)
+                for r, v in zip(rows.split(RENDERED_AT_ONCE), views.split(RENDERED_AT_ONCE), strict=True)
             ]
         )
 

@@ -63,6 +63,7 @@ class Curve:
     runs: list[Record]
 
 
+# Numbers of a summary that the page cannot do without.
 _TOLD = ("teacher_parameters", "student_parameters", "buffer_images", "synthesized_images", "seconds")
 
 
@@ -307,7 +308,7 @@ def _of_several(runs: Sequence[Record]) -> str:
     if any("accuracy" in line for run in runs for line in run.lines):
         charts.append(_curve_chart("Accuracy (%)", "accuracy", curves, "progress"))
     coefficients = [
-        replace(_curve_chart(e.name, e.name, curves, "progress", y_range=(e.low, e.high)), caption=e.steers)
+        replace(_curve_chart(e.name, e.name, curves, "progress"), y_range=(e.low, e.high), caption=e.steers)
         for e in RANGES
     ]
     buffer = [
@@ -434,7 +435,6 @@ def _curve_chart(
     over: str = "round",
     scale: float = 1.0,
     log: bool = False,
-    y_range: tuple[float, float] | None = None,
 ) -> Chart:
     lines: list[Line] = []
     for curve in curves:
@@ -449,7 +449,7 @@ def _curve_chart(
             mean = np.mean([np.interp(grid, x, y) for x, y in columns], axis=0)
             lines.append(_line(curve.label, grid.tolist(), mean.tolist(), curve.colour, width=2.4))
     label = "compute budget spent (%)" if over == "progress" else over
-    return Chart(title, label, lines, log_y=log, y_range=y_range)
+    return Chart(title, label, lines, log_y=log)
 
 
 def _without_gaps(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -116,13 +116,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         images = min(options.batch, len(train_set.labels), 2)
         require_trainable(model, "teacher", spec, torch.channels_last, images)
     start = time.perf_counter()
-    train(
-        model,
-        train_set,
-        options,
-        device,
-        lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True),
-    )
+    train(model, train_set, options, device, lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True))
     mean, std = spec.normalisation(device)
     autocast = autocast_for("float32", device, 0)
     value = accuracy(predictions(model, test_set.images, mean, std, autocast), test_set.labels)

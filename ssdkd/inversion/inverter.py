@@ -29,7 +29,7 @@ JITTER = 2  # pixels by which the search on a pyramid looks past its images, so 
 
 @dataclass(frozen=True)
 class InverterSettings:
-    """How a batch of candidates is searched for; the defaults of `ssdkd.config.InversionConfig` apply."""
+    """How a batch of candidates is searched for; what each means stands in `ssdkd.config.InversionConfig`."""
 
     steps: int
     latent: int
