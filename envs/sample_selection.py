@@ -21,6 +21,7 @@ from ssdkd.config import RunConfig, build, cut, read_yaml
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
 
+# The settings that a warm-up depends on, and what of an engine's state it makes.
 _WARMED_BY = ("teacher", "dataset", "data_root", "image", "inversion", "buffer", "probe", "seed", "device", "precision")
 _WARMED = ("inverter", "buffer", "probe", "probe_logits", "synthesized", "seconds", "phase_seconds")
 
@@ -315,7 +316,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return config
 
     def _warm_up(self, engine: Engine) -> None:
-        """Put `engine` where its warm-up ends; what it makes depends on the settings below, not on the student."""
+        """Put `engine` where its warm-up ends; what it makes depends on `_WARMED_BY`, not on the student."""
         config = asdict(engine.config)
         key = json.dumps({name: config[name] for name in _WARMED_BY}, sort_keys=True)
         if key not in self._warmed:
@@ -324,11 +325,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             self._warmed[key] = copy.deepcopy({**state, "newest": engine.newest})
             return
         state = copy.deepcopy(self._warmed[key])
-        engine.inverter.load_state_dict(state["inverter"])
-        engine.buffer.load_state_dict(state["buffer"])
-        engine.probe, engine.probe_logits = state["probe"], state["probe_logits"]
-        engine.synthesized, engine.seconds = state["synthesized"], state["seconds"]
-        engine.phase_seconds.update(state["phase_seconds"])
+        engine.load_made(state)
         engine.newest = state["newest"]
         engine.begin()
 

@@ -675,22 +675,26 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._put_student(state["student"])
-        self.inverter.load_state_dict(state["inverter"])
-        self.buffer.load_state_dict(state["buffer"])
-        self.probe = state["probe"].to(self.device)
-        self.probe_logits = state["probe_logits"].to(self.device)
+        self.load_made(state)
         for name, generator in self.random.items():
             generator.set_state(state["random"][name])
         torch.set_rng_state(state["global_random"])
         if self.device.type == "cuda" and state.get("device_random") is not None:
             torch.cuda.set_rng_state(state["device_random"], self.device)
         self.round, self.spent = state["round"], state["spent"]
-        self.synthesized, self.seconds = state["synthesized"], state["seconds"]
-        self.phase_seconds.update(state["phase_seconds"])
         self.statistics = dict(state["statistics"])
         self.guard.load_state_dict(state["guard"])
         self.guard.hold(self._parts(), self.guard.statistics)
         self.inverter.slow_down(self.guard.step["generator"])
+
+    def load_made(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` tells of images made and the time it took, which is all that a warm-up leaves."""
+        self.inverter.load_state_dict(state["inverter"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.probe = state["probe"].to(self.device)
+        self.probe_logits = state["probe_logits"].to(self.device)
+        self.synthesized, self.seconds = state["synthesized"], state["seconds"]
+        self.phase_seconds.update(state["phase_seconds"])
 
 
 @dataclass(frozen=True)
