@@ -71,11 +71,7 @@ class AdaptivePolicy:
         return arguments
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """One observation (entries,) -> an action (coefficients,), drawn whatever `deterministic` says."""
         seen = self.learned.seen(observation)[None]

@@ -18,11 +18,7 @@ class Policy(Protocol):
     """What the command asks of a policy; every Stable-Baselines3 model is one."""
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]: ...
 
 
@@ -34,11 +30,7 @@ class SchedulePolicy:
         self.end = np.array((end or start).to_unit(), dtype=np.float32)
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """Observations (..., entries) -> actions (..., coefficients)."""
         progress = np.asarray(observation)[..., PROGRESS : PROGRESS + 1]
@@ -52,11 +44,7 @@ class RandomPolicy:
         self.random = np.random.default_rng(seed)
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         shape = (*np.asarray(observation).shape[:-1], len(RANGES))
         return self.random.uniform(-1.0, 1.0, shape).astype(np.float32), state

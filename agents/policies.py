@@ -92,11 +92,7 @@ class LearnedPolicy:
         return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """Observations (..., entries) -> actions (..., coefficients) in [-1, 1]."""
         with torch.autocast("cpu", enabled=False):  # the caller's is not the policy's, and NumPy knows no bfloat16
