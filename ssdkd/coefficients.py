@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -85,8 +85,4 @@ class Coefficients:
         return {r.name: getattr(self, r.name) for r in RANGES}
 
 
-def _range(entry: Field[Any]) -> Range:
-    return Range(name=entry.name, **entry.metadata)
-
-
-RANGES: tuple[Range, ...] = tuple(_range(entry) for entry in fields(Coefficients))
+RANGES: tuple[Range, ...] = tuple(Range(entry.name, **entry.metadata) for entry in fields(Coefficients))

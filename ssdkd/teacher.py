@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     train(model, train_set, options, device, lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True))
     mean, std = spec.normalisation(device)
-    autocast = autocast_for("float32", device, 0)
-    value = accuracy(predictions(model, test_set.images, mean, std, autocast), test_set.labels)
+    value = accuracy(predictions(model, test_set.images, mean, std, nullcontext()), test_set.labels)
     if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
         raise NumericalError("the teacher's weights left the finite numbers, nothing was saved; lower learning_rate.")
     save_weights(model, out)
