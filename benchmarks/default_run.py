@@ -55,10 +55,5 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"largest gap {max(gaps):.2f} points, mean {sum(gaps) / len(gaps):.2f}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; a user's mistake is one sentence and exit code 2."""
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(run, None))

@@ -78,10 +78,5 @@ def run(argv: Sequence[str] | None = None) -> None:
     print("  ".join(f"{name} {value:.2f}" for name, value in measure(config).items()))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; a user's mistake is one sentence and exit code 2."""
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(run, None))
