@@ -283,18 +283,19 @@ class Engine:
             if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
                 samples = self._label(images)
                 made.append(Candidates(samples[samples.usable()], recipe, targets, terms))
-        held_back = joined([each.samples for each in made[len(made) - probe_batches :]])[: probe.images]
+        kept, for_probe = made[:-probe_batches], made[-probe_batches:]
+        held_back = joined([each.samples for each in for_probe])[: probe.images]
         if len(held_back) == 0:
             raise NumericalError(
                 "the teacher's answer is not finite for any of the first images: look at its weights, and at "
                 "image.mean and image.std, which normalise what it sees."
             )
-        for each in made[: len(made) - probe_batches]:
+        for each in kept:
             self.buffer.append(each.samples, delta=1.0, round_index=0)
         self.probe = self.distiller.to_inputs(held_back.images.permute(0, 3, 1, 2))
         self.probe_logits = held_back.logits[:, 0]
         self._take_time("warmup", start)
-        newest = made[-1 - probe_batches] if len(made) > probe_batches else made[0]
+        newest = kept[-1] if kept else for_probe[0]
         self.newest = newest if len(newest.samples) else replace(newest, samples=held_back)
         return self.begin()
 
