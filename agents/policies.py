@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import re
@@ -276,7 +277,7 @@ def _assembled(tensors: dict[str, Tensor], described: Description) -> LearnedPol
     arch = described.net_arch
     layers = max((arch.values() if isinstance(arch, dict) else [arch]), key=sum)
     widths = [inputs, *layers]
-    if 4 * sum(a * b for a, b in zip(widths, widths[1:], strict=False)) > sum(t.nbytes for t in tensors.values()):  # noqa: RUF007
+    if 4 * sum(a * b for a, b in itertools.pairwise(widths)) > sum(t.nbytes for t in tensors.values()):
         _refuse("its net_arch claims more weights than the file holds")
     statistics = []
     for name in ("normalise.mean", "normalise.var"):

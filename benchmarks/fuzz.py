@@ -291,7 +291,7 @@ def changed(data: bytes, seeds: list[bytes], chance: random.Random) -> bytes:
     """`data` with up to four random changes; sometimes none, so that baits come as they are, too."""
     for _ in range(chance.choice((0, 1, 1, 1, 2, 4))):
         if data[:2] == b"PK" and chance.random() < 0.6:
-            data = _inside_zip(data, seeds, chance)
+            data = _inside_zip(data, chance)
         elif data[8:9] == b"{" and chance.random() < 0.6:
             data = _inside_safetensors(data, seeds, chance)
         else:
@@ -333,7 +333,7 @@ def _anywhere(data: bytes, seeds: list[bytes], chance: random.Random) -> bytes:
     return head + chance.choice(_PIECES) + tail
 
 
-def _inside_zip(data: bytes, seeds: list[bytes], chance: random.Random) -> bytes:
+def _inside_zip(data: bytes, chance: random.Random) -> bytes:
     """Change one member and pack again, so that lengths and check sums are right."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -76,8 +76,8 @@ def image_spec(config: RunConfig) -> ImageSpec:
         base = plain_spec(given.channels or 0, given.height or 0, given.width or 0, numbered)
     channels = given.channels or base.channels
     classes = given.classes or base.num_classes
-    mean = tuple(given.mean) if given.mean is not None else _spread(base.mean, channels)
-    std = tuple(given.std) if given.std is not None else _spread(base.std, channels)
+    mean = tuple(given.mean) if given.mean is not None else _for_channels(base.mean, channels)
+    std = tuple(given.std) if given.std is not None else _for_channels(base.std, channels)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ConfigError(f"image.{name} has {len(values)} entries for {channels} channels; give one for each.")
@@ -103,7 +103,8 @@ def image_spec(config: RunConfig) -> ImageSpec:
     )
 
 
-def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One for each channel: as they are, or the mean of them where they are for another number of channels."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
