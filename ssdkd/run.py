@@ -81,7 +81,8 @@ def distill(
         budget = {} if "minutes" in options else {"rounds": 100}
         config = from_mapping(RunConfig, {**budget, **options}, "the options of distill()")
         config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
-        config.out = out if out is not None else config.out
+        if out is not None:
+            config.out = out
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been drawn
         engine = build_engine(config, copy_of(teacher, "teacher"), student)
@@ -121,7 +122,7 @@ def run(
     history: list[dict[str, float]] = []
     with display, StopSignals() as signals:
         if resumed is None:
-            observation, info = env.reset()
+            observation, _ = env.reset()
         else:
             observation = _restore(resumed, engine, env, policy)
             saver.saved = engine.round
