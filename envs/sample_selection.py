@@ -22,7 +22,10 @@ from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
 
 # The settings that a warm-up depends on, and what of an engine's state it makes.
-_WARMED_BY = ("teacher", "dataset", "data_root", "image", "inversion", "buffer", "probe", "seed", "device", "precision")
+_WARMED_BY = (
+    *("teacher", "dataset", "data_root", "image", "inversion", "buffer", "probe"),
+    *("seed", "device", "precision", "layout"),
+)
 _WARMED = ("inverter", "buffer", "probe", "probe_logits", "synthesized", "seconds", "phase_seconds")
 
 

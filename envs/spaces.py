@@ -75,7 +75,7 @@ def task_facts(engine: Engine) -> dict[str, float]:
         "replays_per_round": config.distillation.steps * config.distillation.batch / config.buffer.capacity,
         "candidates_per_round": config.inversion.images / config.buffer.capacity,
         "neutral_cost": neutral,
-        "rounds": float(config.rounds or 0),
+        "rounds": float(engine.budget_rounds),
         "steps": float(config.distillation.steps),
     }
 

@@ -178,7 +178,7 @@ class Engine:
         distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast)
         if self.learner is not self.student:
             distiller.average = Average(self.student, self.learner, learning.average)
-        long_run = (config.rounds or 0) * learning.steps >= 10_000 if config.minutes is None else config.minutes >= 10.0
+        long_run = self.budget_rounds * learning.steps >= 10_000 or (config.minutes or 0.0) >= 10.0
         if compiles(config.compile, self.device, long_run):
             distiller.forward = torch.compile(self.learner, dynamic=False)
         return distiller
@@ -220,9 +220,14 @@ class Engine:
         return (making + student_steps * step) / costs.learning(self.config.distillation.batch)
 
     @property
+    def budget_rounds(self) -> int:
+        """The budget in rounds of effort 1; 0 where minutes are given, which count then."""
+        return (self.config.rounds or 0) if self.config.minutes is None else 0
+
+    @property
     def budget(self) -> float:
-        """Budget units of the whole run, where the budget is given in rounds."""
-        return (self.config.rounds or 0) * self.round_cost(self.config.distillation.steps)
+        """Budget units of the whole run; 0 where its budget is in minutes."""
+        return self.budget_rounds * self.round_cost(self.config.distillation.steps)
 
     @property
     def progress(self) -> float:

@@ -385,6 +385,13 @@ def test_the_length_of_a_budget_is_told_in_rounds_and_in_student_steps(minutes: 
     assert seen["steps"] == pytest.approx(math.log10(2000) / 6)
 
 
+def test_where_minutes_are_given_the_rounds_that_stand_beside_them_are_no_budget() -> None:
+    env = tiny_env(tasks=[{"minutes": 5.0}])
+    env.reset(seed=0)
+    assert env.engine.config.rounds
+    assert env.memory.task["rounds"] == env.engine.budget == 0
+
+
 def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_ones() -> None:
     env = tiny_env()
     env.reset(seed=0)

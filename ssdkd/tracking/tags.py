@@ -206,7 +206,8 @@ TAGS: tuple[Tag, ...] = (
         "inversion/{term}",
         "scalar",
         "",
-        "each term of the inversion loss before its weight, and `loss`, their weighted sum",
+        "each term of the inversion loss before its weight, at the last step of the search, and `loss`, their weighted "
+        "sum, with a generator at its best step",
         "`term_*` of metrics.jsonl",
         family=_terms,
     ),
