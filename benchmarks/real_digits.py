@@ -1,0 +1,63 @@
+"""What real digits would have given the default job's student: how far the data-free one is from that.
+
+    python -m benchmarks.real_digits [--seeds 8]            # some five minutes on one core
+
+The same network, trained on real digits with their labels: on all 1,437 that its teacher saw, and on as many as the job
+keeps synthetic ones, drawn anew for each seed. Each time in as many steps of the same batch as the job is long, with
+the shifts that its images have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+
+import torch
+from sklearn.model_selection import train_test_split
+
+from benchmarks.arguments import require_at_least
+from benchmarks.make_digits import as_set, share_right, split
+from ssdkd.config import RunConfig, build, read_yaml
+from ssdkd.errors import run_command
+from ssdkd.models import create_model
+from ssdkd.teacher import TeacherTraining, train
+
+
+def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
+    """Accuracy in percent on the 360 test digits, of the job's student trained on `count` real ones or on all."""
+    images, test_images, labels, test_labels = split()
+    if count is not None:
+        images, _, labels, _ = train_test_split(images, labels, train_size=count, random_state=seed, stratify=labels)
+    learning = job.distillation
+    options = TeacherTraining(
+        epochs=round((job.rounds or 0) * learning.steps / (len(labels) // learning.batch)),
+        batch=learning.batch,
+        learning_rate=learning.learning_rate,
+        shift=job.buffer.shift,
+        seed=seed,
+    )
+    torch.manual_seed(seed)
+    student = create_model(job.student.name, job.student.arguments, num_classes=10, in_channels=1, image_size=8)
+    train(student, as_set(images, labels), options, torch.device("cpu"))
+    return share_right(student, as_set(test_images, test_labels))
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=8, help="how many, from 0 on")
+    given = parser.parse_args(argv)
+    require_at_least(given, seeds=1)
+    torch.set_num_threads(1)
+    job = build(RunConfig, [read_yaml("digits")])
+    for count in (None, job.buffer.capacity):
+        found = [trained_on_real(job, count, seed) for seed in range(given.seeds)]
+        shown = ", ".join(f"{right:.2f}" for right in found)
+        print(
+            f"{'all' if count is None else count} real digits: {shown}; mean {statistics.mean(found):.2f} %", flush=True
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(run, None))
