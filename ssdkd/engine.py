@@ -76,6 +76,11 @@ class Engine:
         """Both networks take (B, *spec channels and size) and return (B, classes); the teacher is frozen here."""
         self.config, self.spec, self.device, self.evaluation = config, spec, device, evaluation
         layout = layout_for(config.layout)
+        # before they are on the device, which may have operations of its own: a budget means the same on all of them
+        of_teacher, of_student = (
+            Work.of(network.to(memory_format=layout), spec.shape)  # type: ignore[call-overload]
+            for network in (teacher, student)
+        )
         self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
         averaged = config.distillation.average > 0  # then `student`, which is handed out, is the mean of what learns
@@ -101,11 +106,8 @@ class Engine:
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
         generator = self._make_generator() if self.starts_from == "generator" else None
-        self.costs = Costs(
-            Work.of(self.teacher, spec.shape),
-            Work.of(self.student, spec.shape),
-            _generator_work(generator, inversion.latent) if generator is not None else Work(),
-        )
+        of_generator = _generator_work(generator, inversion.latent) if generator is not None else Work()
+        self.costs = Costs(of_teacher, of_student, of_generator)
         self.autocast = autocast_for(config.precision, device, self.costs.teacher.multiply_adds)
         self.inverter = self._make_inverter(observer, generator)
         self.stored_views = max(keeping.views, 1)

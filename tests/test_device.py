@@ -13,6 +13,7 @@ from torch.utils import backend_registration
 
 from ssdkd.checkpoint import load_newest, save
 from ssdkd.config import RunConfig, from_mapping
+from ssdkd.costs import Costs
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import Engine, Statistics
 from ssdkd.models import create_model, load_weights, save_weights
@@ -82,6 +83,15 @@ def test_a_round_waits_for_the_device_once(kind: str, apart: Callable[..., Any])
     first = loop.send(STEERED)
     for name in ("replay_loss", "candidate_confidence_q50", "accepted"):
         assert rounds[0][2][name] == pytest.approx(first[name], rel=0.1)
+
+
+def costs_on_the_device() -> Costs:
+    with pretended_device() as device:
+        return engine_on(device, "pyramid").costs
+
+
+def test_a_budget_means_the_same_on_a_device(apart: Callable[..., Any]) -> None:
+    assert apart(costs_on_the_device) == engine_on(torch.device("cpu"), "pyramid").costs
 
 
 def facts_of_a_round_and_of_one_resumed(folder: Path) -> list[Statistics]:
