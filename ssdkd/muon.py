@@ -7,6 +7,8 @@ faster early in a run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +64,29 @@ def iterated(squares: Tensor) -> Tensor:
     return product
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices are not rounded to TF32 on a GPU, though the process, or its container, allows that.
+
+    The iteration is for eigenvalues from 0 to 1: those that rounding brings below 0 grow twelvefold in each turn.
+    """
+    switches: Any = torch.backends.cuda.matmul
+    switch: tuple[str, Any] = ("allow_tf32", False)
+    try:
+        allowed = switches.allow_tf32
+    except RuntimeError:  # PyTorch's newer switch was used, which the older one then does not tell
+        switch, allowed = ("fp32_precision", "ieee"), switches.fp32_precision
+    name, full = switch
+    if allowed == full:
+        yield
+        return
+    setattr(switches, name, full)
+    try:
+        yield
+    finally:
+        setattr(switches, name, allowed)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of hidden layers; SGD with momentum for all others, at the same learning rate.
 
@@ -81,6 +106,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
     @torch.no_grad()
+    @full_precision()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]

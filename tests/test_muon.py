@@ -1,11 +1,13 @@
 """Promises of Muon: hidden layers move in all directions alike, all else as SGD moves it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ssdkd import muon
 from ssdkd.muon import Muon, orthogonal
 
 
@@ -160,3 +162,34 @@ def test_convolutions_of_other_dimensions_are_turned_too(kind: type[nn.Conv1d] |
     moved(model, lr=0.1)
     sizes = torch.linalg.svdvals((before - model[0].weight.detach()).flatten(1)) / 0.1
     assert 0.6 < sizes.min() < sizes.max() < 1.25
+
+
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+
+@pytest.mark.parametrize(
+    ("switch", "allowed"),
+    [
+        ("allow_tf32", True),
+        ("allow_tf32", False),
+        pytest.param("fp32_precision", "tf32", marks=pytest.mark.skipif(not NEWER, reason="of a later PyTorch")),
+    ],
+)
+def test_steps_are_not_rounded_to_tf32_where_the_process_allows_it(
+    switch: str, allowed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, switches, seen = trained()[0], torch.backends.cuda.matmul, []
+
+    def watched(matrices: list[Tensor]) -> list[Tensor]:
+        seen.append(switches.allow_tf32)
+        return orthogonal(matrices)
+
+    monkeypatch.setattr(muon, "orthogonal", watched)
+    before = getattr(switches, switch)
+    setattr(switches, switch, allowed)
+    try:
+        moved(model)
+        assert seen == [False]
+        assert getattr(switches, switch) == allowed
+    finally:
+        setattr(switches, switch, before)
