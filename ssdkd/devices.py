@@ -66,7 +66,8 @@ def autocast_for(precision: str, device: torch.device, work: int) -> AbstractCon
         precision = "bfloat16" if work > LARGE and has_fast_bfloat16(device) else "float32"
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # without a cache: inside of another autocast it would outlive the step, and a student go on with its old weights
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

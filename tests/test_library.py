@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 import ssdkd
+from ssdkd.build import build_engine
+from ssdkd.config import RunConfig, from_mapping
 from ssdkd.data import dataset_spec
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.models import create_model, load_weights
-from ssdkd.run import main
+from ssdkd.run import main, run
 from ssdkd.saving import Stopped
 from ssdkd.tracking import Display
 
@@ -179,6 +181,17 @@ def test_the_caller_may_be_without_gradients(mode: Any) -> None:
     with mode():
         ssdkd.distill(*networks, dataset="digits", **SMALL)
     assert any(not torch.equal(p, was) for p, was in zip(networks[1].parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_callers_autocast_changes_no_student(precision: str) -> None:
+    plain, inside = a_student(), a_student()
+    options = {"dataset": "digits", "precision": precision, **SMALL}
+    config = from_mapping(RunConfig, options)
+    run(config, build_engine(config, digits_teacher(), plain), None, Display(quiet=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        ssdkd.distill(digits_teacher(), inside, **options)
+    assert same(weights(inside), weights(plain))
 
 
 class Viewing(nn.Module):
