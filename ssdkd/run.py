@@ -220,11 +220,20 @@ def _state(engine: Engine, env: SampleSelectionEnv, policy: Any) -> dict[str, An
 
 def _restore(state: dict[str, Any], engine: Engine, env: SampleSelectionEnv, policy: Any) -> np.ndarray:
     try:
+        places = {True: "a GPU", False: "a CPU"}
+        began, now = places[state["engine"]["device_random"] is not None], places[engine.device.type == "cuda"]
+        if began != now:
+            raise CheckpointError(
+                f"the run began on {began}, which draws other random numbers than {now}: go on with it where device "
+                f"{engine.config.device!r} is {began}, or start a new run."
+            )
         engine.load_state_dict(state["engine"])
         if state["policy"] is not None:
             policy.load_state_dict(state["policy"])
         return env.resume(state["env"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"the checkpoint does not fit this run ({first_line(error)}): it is of other networks or of another "
             "version of ssdkd; start a new run."

@@ -17,6 +17,7 @@ import torch
 
 import ssdkd
 from ssdkd import files
+from ssdkd.checkpoint import load_newest, save
 from ssdkd.run import main
 from ssdkd.tracking import Display
 
@@ -266,6 +267,34 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert main(["--resume", str(folder)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the checkpoint does not fit this run")
+
+
+@needs_signals
+def test_a_run_that_began_on_a_gpu_is_not_gone_on_with_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(tmp_path, monkeypatch)
+    state, _, _ = load_newest(folder / "checkpoints")
+    state["engine"]["device_random"] = torch.zeros(16, dtype=torch.uint8)  # as it is of CUDA
+    save(folder / "checkpoints", state, state["engine"]["round"])
+    capsys.readouterr()
+    assert main(["--resume", str(folder)]) == 2
+    assert "the run began on a GPU, which draws other random numbers than a CPU" in capsys.readouterr().err
+
+
+@needs_signals
+def test_memory_that_is_not_there_to_go_on_is_not_said_to_be_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(tmp_path, monkeypatch)
+
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("ssdkd.engine.Engine.load_state_dict", no_memory)
+    capsys.readouterr()
+    assert main(["--resume", str(folder)]) == 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory")
 
 
 @needs_signals
