@@ -144,9 +144,11 @@ def settings_of(size: Size, method: str, over: Settings) -> Settings:
     """All settings of one run, whole and checked."""
     name, own = size.methods[method]
     settings = merged(read_yaml(name)[0], size.common, own, over)
-    rounds = settings.get("rounds", 100)
+    every = max(1, settings.get("rounds", 100) // POINTS)
     tracking: Settings = {"tensorboard": False, "report": False, "images": False}
-    settings = merged(settings, {"tracking": {**tracking, "evaluate_every": max(1, rounds // POINTS)}})
+    # of the 240,000 rounds of a long run, neither each is noted nor each hundredth saved, with 100 MB and more
+    tracking |= {"evaluate_every": every, "metrics_every": every}
+    settings = merged(settings, {"tracking": tracking, "checkpoint": {"rounds": 0}})
     build(RunConfig, [(settings, f"the settings of {method}")])
     return settings
 

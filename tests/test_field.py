@@ -50,6 +50,16 @@ def test_every_method_of_every_size_is_a_valid_configuration_over_the_same_netwo
             assert made["meta_rate"] == pytest.approx(made["steps"] * made["generator_rate"])
 
 
+@pytest.mark.parametrize("size", field.SIZES)
+def test_what_a_run_writes_does_not_grow_with_its_rounds(size: str) -> None:
+    chosen = field.SIZES[size]()
+    for name in chosen.methods:
+        found = field.settings_of(chosen, name, {})
+        assert found["rounds"] // found["tracking"]["metrics_every"] <= 2 * field.POINTS
+        assert found["tracking"]["evaluate_every"] % found["tracking"]["metrics_every"] == 0, "no accuracy is lost"
+        assert found["checkpoint"] == {"rounds": 0}, "saved by the clock alone"
+
+
 def test_a_comparison_that_ran_out_of_time_is_finished_by_the_same_command(tmp_path: Path) -> None:
     words = ["--size", "tiny", "--out", str(tmp_path), "--threads", "1", "--methods", "ssdkd,fastdfkd,dafl"]
     first = field.run([*words, "--minutes", "0"])
