@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from benchmarks.arguments import names_in, require_at_least
 from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ratio_of, write_json
 from ssdkd.coefficients import Coefficients
-from ssdkd.devices import choose_device, has_compiler
+from ssdkd.devices import choose_device, compiles, has_compiler
 from ssdkd.engine import Engine
 from ssdkd.errors import run_command
 from ssdkd.files import require_writable
@@ -35,7 +34,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "layout contiguous": {"layout": "contiguous"},
     "rendered anew": {"buffer": {"rendered": False}},
     "compile on": {"compile": "on"},
+    "compile off": {"compile": "off"},
 }
+
+
+def switches_on(device: torch.device) -> list[str]:
+    """Those that differ there: a GPU's automatic choice, for runs as long as these, is to compile, a CPU's is not."""
+    same = ["compile on" if compiles("auto", device, long_run=True) else "compile off"]
+    if not has_compiler(device):
+        same.append("compile on")
+    return [name for name in SWITCHES if name not in same]
 
 
 def steps_of(engine: Engine, student_steps: int) -> dict[str, Any]:
@@ -55,16 +63,15 @@ def time_switches(
     task: str, teacher: str | None, device: str, steps: int, turns: int, processor: bool
 ) -> list[dict[str, Any]]:
     """Seconds of a step under each switch, and how many times those of the automatic choice."""
-    names = [name for name in SWITCHES if name != "compile on" or has_compiler(choose_device(device))]
+    names = switches_on(choose_device(device))
     works: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for name in names:
         engine = prepare(task, teacher, device, {"inversion": {"steps": 2}, **SWITCHES[name]})
         fill(engine.buffer)
         works[name] = steps_of(engine, steps)
-        begun = time.perf_counter()
-        works[name]["student"]()  # fills caches, and compiles
-        rows.append({"task": task, "switch": name, "first_seconds": time.perf_counter() - begun})
+        first = Clock(engine.device).time(works[name]["student"])  # fills caches, and compiles
+        rows.append({"task": task, "switch": name, "first_seconds": first})
         works[name]["inversion"]()
     clock, counts = Clock(choose_device(device), processor), {"student": steps, "inversion": 2}
     for kind, count in counts.items():

@@ -89,6 +89,17 @@ def test_a_compiled_step_teaches_the_same() -> None:
     assert_alike(taught(1)[0], taught(1, compile="on")[0])
 
 
+def test_what_is_compared_to_the_automatic_choice_differs_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(device: torch.device, compiler: bool) -> list[str]:
+        for module in (devices, switches):
+            monkeypatch.setattr(module, "has_compiler", lambda device: compiler)
+        return [name for name in switches.switches_on(device) if name.startswith("compile")]
+
+    assert compared(CPU, True) == ["compile on"]
+    assert compared(GPU, True) == ["compile off"]
+    assert compared(CPU, False) == compared(GPU, False) == []
+
+
 FAULTS = """
 import resource, sys
 import torch
