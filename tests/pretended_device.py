@@ -21,6 +21,10 @@ NAME = "pretended"
 ASKED_FOR = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "masked_select", "nonzero")}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}  # by a mask it asks how many there are
 
+MIXING = {"aten::cat", "aten::stack"}  # take no number of the host either
+FUSED = {"aten::_fused_adam_": 4, "aten::_fused_adamw_": 4, "aten::_fused_sgd_": 3}  # lists that have to lie alike
+PLAIN = {"aten::roll"}  # whose outcome on a GPU is contiguous, whatever it is of
+
 waits: list[str] = []  # what made the host wait, in order
 
 
@@ -103,7 +107,8 @@ def carried_out(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     of_device = [tensor for tensor in given if isinstance(tensor, OnDevice)]
     if not of_device and not is_device(device):
         return op(*args, **kwargs)
-    of_host = [tensor for tensor in given if not isinstance(tensor, OnDevice) and tensor.dim() > 0]
+    numbers_too = name in MIXING
+    of_host = [tensor for tensor in given if not isinstance(tensor, OnDevice) and (numbers_too or tensor.dim() > 0)]
     masks = [index for index in args[1] if index is not None and index.dtype == torch.bool] if name in INDEXING else []
     copies = name in ("aten::_to_copy", "aten::copy_")
     to_host = copies and not (is_device(device) if device is not None else isinstance(args[0], OnDevice))
@@ -113,6 +118,9 @@ def carried_out(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         waits.append("copy to the host" if to_host else "copy to the device")
     elif of_host:
         raise RuntimeError(f"{op}: tensors of the device and of the host: {[tuple(t.shape) for t in of_host]}")
+
+    if name in FUSED:
+        require_alike(name, [tensors for tensors in args[: FUSED[name]] if tensors])
 
     def to_cpu(value: Any) -> Any:
         if isinstance(value, OnDevice):
@@ -124,8 +132,17 @@ def carried_out(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return done
     if to_host:
         return args[0]
+    done = done.contiguous() if name in PLAIN else done
     result = tree_map(lambda value: OnDevice(value) if isinstance(value, Tensor) else value, done)
     return return_and_correct_aliasing(op, args, kwargs, result) if of_device else result
+
+
+def require_alike(name: str, lists: list[list[Tensor]]) -> None:
+    """Weights, gradients and moments that belong together lie alike in memory, or a GPU's fused optimiser refuses."""
+    for group in zip(*lists, strict=True):
+        strides = {tuple(s for s, size in zip(t.stride(), t.shape, strict=True) if size != 1) for t in group}
+        if len(strides) > 1:
+            raise RuntimeError(f"{name}: a weight of {tuple(group[0].shape)} and what belongs to it lie as {strides}")
 
 
 @contextmanager

@@ -132,6 +132,13 @@ def test_a_student_is_measured_and_saved_from_the_device(apart: Callable[..., An
 
 def what_is_refused_and_what_waits() -> tuple[str, list[str]]:
     with pretended_device() as device:
+        weight = torch.zeros((2, 3, 4, 4), device=device, requires_grad=True)
+        weight.grad = torch.ones_like(weight).contiguous(memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError, match="_fused_adam_: a weight"):
+            torch.optim.Adam([weight], fused=True).step()
+        with pytest.raises(RuntimeError, match="of the device and of the host"):
+            torch.stack([weight.sum(), torch.zeros(())])
+        waits.clear()
         there, here = torch.ones(3, device=device), torch.ones(3)
         with pytest.raises(RuntimeError) as refused:
             there + here
