@@ -21,7 +21,7 @@ from ssdkd.buffer import random_views, render
 from ssdkd.build import require_trainable
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
-from ssdkd.devices import autocast_for, choose_device
+from ssdkd.devices import autocast_for, choose_device, is_out_of_memory
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import require_writable
@@ -133,6 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; nothing was saved.", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("error: out of memory, nothing was saved: lower batch, or train a smaller model.", file=sys.stderr)
+        return NumericalError.exit_code
 
 
 if __name__ == "__main__":

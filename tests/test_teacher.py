@@ -152,3 +152,16 @@ def test_a_teacher_that_left_the_finite_numbers_is_not_saved(
     assert teacher.main(command(digits_file, out, "--epochs", "1", "--learning-rate", "1e30")) == 3
     assert "lower learning_rate" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_running_out_of_memory_is_one_sentence(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(teacher, "train", no_memory)
+    out = tmp_path / "teacher.safetensors"
+    assert teacher.main(command(digits_file, out)) == 3
+    assert capsys.readouterr().err.startswith("error: out of memory, nothing was saved: lower batch")
+    assert not out.exists()
