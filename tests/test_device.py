@@ -17,6 +17,9 @@ from ssdkd.costs import Costs
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import Engine, Statistics
 from ssdkd.models import create_model, load_weights, save_weights
+from ssdkd.run import run
+from ssdkd.teacher import TeacherTraining, train
+from ssdkd.tracking import Display, RunFolder
 from tests.pretended_device import pretended_device, waits
 from tests.test_engine import STEERED, changed, digits_teacher, seeded, small_student
 
@@ -128,6 +131,40 @@ def test_a_student_is_measured_and_saved_from_the_device(apart: Callable[..., An
         weight.data.zero_()
     load_weights(engine.student, tmp_path / "student.safetensors")
     assert measured == pytest.approx(engine.accuracy(engine.student))
+
+
+def what_a_run_writes(out: Path) -> tuple[list[str], str]:
+    with pretended_device() as device, pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(Display, "warn", lambda display, sentence: said.append(sentence))
+        engine = engine_on(device, "generator")
+        engine.evaluation = load_dataset("digits", None, "test")
+        engine.config.tracking.every = engine.config.checkpoint.rounds = 2
+        folder = RunFolder.create(out, "run")
+        with folder.claimed():
+            run(engine.config, engine, folder, Display(quiet=True))
+        return sorted(path.name.split(".")[0] for path in folder.path.iterdir()), " ".join(said)
+
+
+def test_a_whole_run_on_the_device_writes_all_that_a_run_writes(apart: Callable[..., Any], tmp_path: Path) -> None:
+    written, said = apart(what_a_run_writes, tmp_path)
+    assert {"buffer", "checkpoints", "events", "metrics", "replays", "report", "student", "summary"} <= set(written)
+    assert "written" not in said, "by which it would be told what was not"
+
+
+def what_a_training_heard() -> list[float]:
+    heard: list[float] = []
+    with pretended_device() as device:
+        options = TeacherTraining(epochs=3, batch=32, shift=1)
+        train(
+            small_student(), load_dataset("digits", None, "test"), options, device, lambda _, loss: heard.append(loss)
+        )
+    return heard
+
+
+def test_a_teacher_is_trained_on_the_device(apart: Callable[..., Any]) -> None:
+    first, *_, last = apart(what_a_training_heard)
+    assert last < 0.7 * first
 
 
 def what_is_refused_and_what_waits() -> tuple[str, list[str]]:
