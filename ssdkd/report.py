@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from ssdkd.coefficients import RANGES, Coefficients
+from ssdkd.config import read_yaml
 from ssdkd.errors import Parser, SsdkdError, run_command
 from ssdkd.files import atomic_write_text
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
@@ -74,11 +75,11 @@ def read_run(path: str | os.PathLike[str]) -> Record:
         SsdkdError: it is not a run folder, or no round of it was noted yet.
     """
     folder = RunFolder.existing(path)
+    config, _ = read_yaml(str(folder / CONFIG))
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         lines = read_metrics(folder / METRICS)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SsdkdError(f"{folder.path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise SsdkdError(f"{folder / METRICS} cannot be read: {error.strerror or error}.") from error
     if not lines:
         raise SsdkdError(f"{folder / METRICS} holds no round yet; wait for the first one.")
     summary = folder.read_json(SUMMARY) if (folder / SUMMARY).is_file() else {}
@@ -88,7 +89,7 @@ def read_run(path: str | os.PathLike[str]) -> Record:
     shown = next((folder / name for name in (REPLAYS, PICTURE) if (folder / name).is_file()), None)
     return Record(
         folder.path.resolve(),
-        config if isinstance(config, dict) else {},
+        config,
         lines,
         summary,
         shown.read_bytes() if shown else None,

@@ -147,7 +147,11 @@ def test_a_mistake_on_the_command_line_is_one_sentence(words: list[str], capsys:
     ("make", "says"),
     [
         (lambda folder: None, "not a run folder"),
-        (lambda folder: (folder / "config.yaml").write_text("policy: ssdkd\n"), "cannot be read"),
+        (lambda folder: (folder / "config.yaml").write_text("a: [\n"), "config.yaml, line 2 cannot be read as YAML"),
+        (
+            lambda folder: (folder / "config.yaml").write_text("policy: ssdkd\n"),
+            "metrics.jsonl cannot be read: No such file or directory.",
+        ),
         (
             lambda folder: [(folder / n).write_text("") for n in ("config.yaml", "metrics.jsonl")],
             "holds no round yet",
