@@ -362,7 +362,7 @@ def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunCo
         argv,
         prog="python -m ssdkd.run",
         description=DESCRIPTION,
-        extra=(("resume", "run folder to go on with", None), ("quiet", "say nothing but errors", False)),
+        extra=(("resume", "run folder to go on with", None), ("quiet", "say nothing but warnings and errors", False)),
         default_config=default_config,
         exclusive=("rounds", "minutes"),
     )
