@@ -48,8 +48,10 @@ def run_until_stopped(run: Callable[[Sequence[str] | None], object], argv: Seque
 
 def how_to_go_on(folder: Path | None, saved: int | None) -> str:
     """The end of a sentence about a run that was cut off; `saved` is the round of its newest checkpoint, if any."""
-    if folder is None or saved is None:
+    if folder is None:
         return "nothing was saved"
+    if saved is None:
+        return "there is no checkpoint to go on from"
     return f"the run is saved as of round {saved} and goes on with: python -m ssdkd.run --resume {folder}"
 
 

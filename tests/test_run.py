@@ -19,6 +19,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import dataset_spec, load_dataset
 from ssdkd.models import create_model, load_weights, save_weights
 from ssdkd.run import main
+from ssdkd.tracking.display import describe
 from ssdkd.tracking.folder import RunFolder
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
@@ -243,6 +244,14 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert captured.out + captured.err == ""
 
 
+@pytest.mark.parametrize(
+    ("seconds", "pace"), [(10.0, "2.0 rounds/s"), (20.0, "1.0 rounds/s"), (340.0, "17.0 s a round")]
+)
+def test_the_pace_of_slow_rounds_can_be_read(seconds: float, pace: str) -> None:
+    facts = {"round": 20.0, "seconds": seconds, "probe_kl": 1.0, "probe_agreement": 0.5, "class_entropy": 1.0}
+    assert describe(facts, None).startswith(f"{pace}, probe KL 1.000")
+
+
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -454,7 +463,7 @@ def test_running_out_of_memory_is_one_sentence(
     assert said.startswith("error: out of memory: lower inversion.images")
     assert said.count("\n") == 1
     (folder,) = tmp_path.iterdir()
-    assert f"its student so far is in {folder / 'student.so-far.safetensors'}" in said
+    assert f"its student so far is in {folder / 'student.so-far.safetensors'}; there is no checkpoint to go on" in said
     assert (folder / "student.so-far.safetensors").is_file()
 
 

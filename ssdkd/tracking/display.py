@@ -80,9 +80,9 @@ class Display:
 
 def describe(statistics: Statistics, accuracy: float | None) -> str:
     """A round in one line: rate, probe, accuracy, class balance."""
-    rate = statistics["round"] / max(statistics["seconds"], 1e-9)
+    seconds = max(statistics["seconds"], 1e-9) / max(statistics["round"], 1)
     parts = [
-        f"{rate:.1f} rounds/s",
+        f"{1 / seconds:.1f} rounds/s" if seconds <= 1 else f"{seconds:.1f} s a round",
         f"probe KL {statistics['probe_kl']:.3f}",
         f"agreement {100 * statistics['probe_agreement']:.1f} %",
     ]
