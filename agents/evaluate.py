@@ -216,11 +216,11 @@ def show(episodes: Sequence[Episode]) -> None:
         for name, values in summary(own).items():
             print(f"  {name:{width}} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
     first, *others = dict.fromkeys(e.policy for e in episodes)
-    if others:
+    known = {name: {m: g for m in MEASURES if (g := difference(episodes, name, first, m))} for name in others}
+    if any(known.values()):
         print(f"\nabove {first}, on the same task from the same seed (mean, standard error)")
-    for name in others:
-        gaps = {m: difference(episodes, name, first, m) for m in MEASURES}
-        print(f"  {name:{width}} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items() if g))
+        for name, gaps in known.items():
+            print(f"  {name:{width}} " + "  ".join(f"{m} {g[0]:+.2f} ({g[1]:.2f})" for m, g in gaps.items()))
 
 
 def run(argv: Sequence[str] | None = None) -> list[Episode]:

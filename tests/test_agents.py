@@ -820,6 +820,8 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     gaps = [of["ssdkd", seed] - of["uniform", seed] for seed in (1000, 1001)]
     expected = f"{np.mean(gaps):+.2f} ({np.std(gaps, ddof=1) / 2**0.5:.2f})"
     assert f"accuracy_area {expected}" in shown.partition("above uniform")[2]
+    evaluate.show([evaluate.Episode(**e) for e in episodes if e["seed"] == 1000])
+    assert "above" not in capsys.readouterr().out, "of one pair no standard error is known"
     again = evaluate.play("uniform", *base_and_task(tmp_path), seed=1000)
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 
