@@ -4,6 +4,7 @@ The tables are written by `python -m tests.test_docs`, between the marks that th
 """
 
 import re
+import textwrap
 import typing
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 import ssdkd
+from ssdkd import data
 from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, parse_command_line
+from ssdkd.models import available_models
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -60,7 +63,20 @@ def coefficients_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"configuration.md": ("options", options_table), "method.md": ("coefficients", coefficients_table)}
+def models_list() -> str:
+    return textwrap.fill(f"{', '.join(f'`{name}`' for name in available_models())}.", 120)
+
+
+def data_sets_table() -> str:
+    return "\n".join(line for line in (data.__doc__ or "").splitlines() if line.startswith("|"))
+
+
+TABLES = {
+    "options": ("configuration.md", options_table),
+    "models": ("configuration.md", models_list),
+    "data sets": ("configuration.md", data_sets_table),
+    "coefficients": ("method.md", coefficients_table),
+}
 
 
 def parts(text: str, name: str) -> tuple[str, str, str]:
@@ -72,9 +88,9 @@ def parts(text: str, name: str) -> tuple[str, str, str]:
     return before + mark, table, end + after
 
 
-@pytest.mark.parametrize("page", TABLES)
-def test_the_tables_of_the_pages_are_those_of_the_code(page: str) -> None:
-    name, table = TABLES[page]
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_the_pages_are_those_of_the_code(name: str) -> None:
+    page, table = TABLES[name]
     _, written, _ = parts((ROOT / "docs" / page).read_text(encoding="utf-8"), name)
     assert written == table(), "write it anew: python -m tests.test_docs"
 
@@ -102,8 +118,13 @@ def test_a_page_of_options_has_no_cell_that_breaks_its_table() -> None:
         assert row.count("|") == 4
 
 
+def test_every_data_set_is_told_of() -> None:
+    told = re.findall(r"^\| (.*?) \|", data_sets_table(), re.MULTILINE)
+    assert {name for cell in told[2:] for name in cell.split(", ")} == set(data.available_datasets())
+
+
 def write() -> None:
-    for page, (name, table) in TABLES.items():
+    for name, (page, table) in TABLES.items():
         path = ROOT / "docs" / page
         before, _, after = parts(path.read_text(encoding="utf-8"), name)
         path.write_text(before + table() + after, encoding="utf-8")
