@@ -426,7 +426,7 @@ def _shadowed(error: ImportError) -> str:
             f"the package {name!r} that Python finds is {where}, not ssdkd's; "
             "run from another folder or remove the other package."
         )
-    return f"{error}; is ssdkd installed in this environment (pip install ssdkd)?"
+    return f"{error}; is ssdkd installed in this environment (pip install -e . in its checkout)?"
 
 
 if __name__ == "__main__":
