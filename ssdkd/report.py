@@ -86,6 +86,7 @@ def read_run(path: str | os.PathLike[str]) -> Record:
     lacking = [name for name in _TOLD if summary and not isinstance(summary.get(name), (int, float))]
     if lacking:
         raise SsdkdError(f"{folder / SUMMARY} has no number for {lacking[0]}: is it of another version of ssdkd?")
+    _end_the_accuracy(lines, summary)
     shown = next((folder / name for name in (REPLAYS, PICTURE) if (folder / name).is_file()), None)
     return Record(
         folder.path.resolve(),
@@ -94,6 +95,13 @@ def read_run(path: str | os.PathLike[str]) -> Record:
         summary,
         shown.read_bytes() if shown else None,
     )
+
+
+def _end_the_accuracy(lines: list[dict[str, float]], summary: Mapping[str, Any]) -> None:
+    """The curve of accuracy ends with the student handed out, also where its last round measured none."""
+    final, last = summary.get("student_accuracy"), lines[-1]
+    if final is not None and last["round"] == summary.get("rounds") and any("accuracy" in line for line in lines):
+        last.setdefault("accuracy", final)
 
 
 def write_report(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:

@@ -112,6 +112,22 @@ def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path:
     assert "not come to its end" in (killed / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_curve_of_accuracy_ends_with_the_student_handed_out(runs: dict[str, Path], tmp_path: Path) -> None:
+    summary = json.loads((runs["ssdkd-seed0"] / "summary.json").read_text())
+    lines = [json.loads(line) for line in (runs["ssdkd-seed0"] / "metrics.jsonl").read_text().splitlines()]
+    lines[-1].pop("accuracy", None)
+    for name in ("config.yaml", "summary.json"):
+        (tmp_path / name).write_bytes((runs["ssdkd-seed0"] / name).read_bytes())
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert report.read_run(tmp_path).last["accuracy"] == summary["student_accuracy"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines[:-1]))
+    assert report.read_run(tmp_path).last.get("accuracy") == lines[-2].get("accuracy"), "not of that round"
+    for line in lines:
+        line.pop("accuracy", None)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert "accuracy" not in report.read_run(tmp_path).last, "one point is no curve"
+
+
 def test_a_run_of_before_there_was_a_coefficient_has_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
     before = tmp_path / "before"
     before.mkdir()
