@@ -478,6 +478,18 @@ def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else "."
 
 
+# By which a job or a folder of another command is known.
+_KEYS_OF_OTHER_COMMANDS = {
+    "algorithm": "agents.train",
+    "axes": "agents.evaluate",
+    "base": "agents.evaluate",
+    "held_out": "agents.evaluate",
+    "tasks": "agents.evaluate",
+    "dataset": "ssdkd.run",
+    "teacher": "ssdkd.run",
+}
+
+
 def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str, prefix: str = "") -> None:
     hints = typing.get_type_hints(schema)
     names = [f.name for f in fields(schema)]
@@ -485,7 +497,9 @@ def _refuse_unknown_keys(schema: type[Any], values: dict[str, Any], source: str,
         if not isinstance(key, str) or key not in names:
             here = [prefix + n for n in names]
             shown = cut(f"{prefix}{key}")[1:-1]
-            raise ConfigError(f"unknown key {shown} in {source}{_nearest(f'{prefix}{key}', here)}")
+            other = None if prefix else _KEYS_OF_OTHER_COMMANDS.get(key)
+            hint = f"; it is a key of python -m {other}." if other else _nearest(f"{prefix}{key}", here)
+            raise ConfigError(f"unknown key {shown} in {source}{hint}")
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key} in {source}: expected a mapping, got {cut(value)}.")

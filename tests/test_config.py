@@ -94,6 +94,11 @@ def test_a_key_like_no_other_is_refused_without_a_guess(tmp_path: Path) -> None:
     assert "stray" in refusal("stray")
 
 
+@pytest.mark.parametrize(("job", "command"), [("train-digits", "agents.train"), ("family", "agents.evaluate")])
+def test_a_job_of_another_command_is_told_by_its_command(job: str, command: str) -> None:
+    assert refusal("--config", job).endswith(f"{job}.yaml; it is a key of python -m {command}.")
+
+
 def test_keys_that_are_not_words_are_refused(tmp_path: Path) -> None:
     assert "unknown key 1" in refused_file(tmp_path, "1: 2")
 
