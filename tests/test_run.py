@@ -250,6 +250,7 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_pace_of_slow_rounds_can_be_read(seconds: float, pace: str) -> None:
     facts = {"round": 20.0, "seconds": seconds, "probe_kl": 1.0, "probe_agreement": 0.5, "class_entropy": 1.0}
     assert describe(facts, None).startswith(f"{pace}, probe KL 1.000")
+    assert describe({**facts, "class_entropy": -1e-9}, None).endswith("class balance 0.00")
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def describe(statistics: Statistics, accuracy: float | None) -> str:
     ]
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.2f} %")
-    parts.append(f"class balance {statistics['class_entropy']:.2f}")
+    parts.append(f"class balance {abs(statistics['class_entropy']):.2f}")  # rounding takes 0 below 0
     return ", ".join(parts)
 
 
