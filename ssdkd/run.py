@@ -415,6 +415,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ConfigError.exit_code
 
 
+def command() -> int:
+    """`ssdkd`: as with `python -m ssdkd.run`, a network's import path may begin in the folder it is started from."""
+    sys.path.append("")  # last, so that nothing there hides an installed package
+    return main()
+
+
 def _shadowed(error: ImportError) -> str:
     """Say so where another package called `envs` or `agents` stands in front of ours."""
     name = (error.name or "").split(".")[0]

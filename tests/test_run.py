@@ -292,6 +292,14 @@ def test_a_package_in_front_of_ours_is_named(package: str, marker: bool, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_installed_command_finds_networks_where_it_is_started(tmp_path: Path) -> None:
+    (tmp_path / "my_nets.py").write_text("from ssdkd.models.convnet import convnet_small as small\n")
+    own = ["--student.name", "my_nets:small", "--student.arguments", "{num_classes: 10, in_channels: 1, image_size: 8}"]
+    as_installed = "import sys; sys.path.remove(''); from ssdkd.run import command; sys.exit(command())"
+    done = as_a_user("-c", as_installed, *SMALL, *own, "--out", "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 # -- bad input: one clear sentence, exit code 2 ---------------------------------------------------------
 
 
