@@ -212,7 +212,7 @@ def show(episodes: Sequence[Episode]) -> None:
     width = min(max(len(e.policy) for e in episodes), 60)  # a longer name stands out, and whole
     for task in ["all tasks", *dict.fromkeys(e.task for e in episodes)]:
         own = [e for e in episodes if task in ("all tasks", e.task)]
-        print(f"\n{task} ({len({(e.task, e.seed) for e in own})} episodes each, interquartile means)")
+        print(f"\n{task} (interquartile means; episodes of each policy: {len({(e.task, e.seed) for e in own})})")
         for name, values in summary(own).items():
             print(f"  {name:{width}} " + "  ".join(f"{m} {v:7.3f}" for m, v in values.items()))
     first, *others = dict.fromkeys(e.policy for e in episodes)

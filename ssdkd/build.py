@@ -154,11 +154,6 @@ def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Modu
 
 def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
     described = config.teacher
-    if described.checkpoint is None and not set(":<") & set(described.name):
-        raise ConfigError(
-            f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "
-            "give its weights (--teacher.checkpoint FILE)."
-        )
     if described.checkpoint in EMBEDDED and config.dataset not in (None, "digits"):
         raise ConfigError(
             f"the embedded teacher knows 8x8 digits, not {config.dataset}: name a teacher of that "
@@ -167,6 +162,11 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = _create(described.name, described.arguments, spec)
+    if described.checkpoint is None and not set(":<") & set(described.name):
+        raise ConfigError(
+            f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "
+            "give its weights (--teacher.checkpoint FILE)."
+        )
     if described.checkpoint in EMBEDDED:
         with resources.as_file(resources.files("ssdkd") / "assets" / EMBEDDED[described.checkpoint]) as path:
             load_weights(teacher, path)

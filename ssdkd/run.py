@@ -291,6 +291,7 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "buffer_images": engine.buffer.size,
         "synthesized_images": engine.synthesized,
         "rounds": engine.round,
+        "budget_rounds": engine.budget_rounds or None,
         "rollbacks": engine.guard.rollbacks,
         "budget_spent": engine.spent,
         "seconds": round(engine.seconds, 3),
@@ -317,6 +318,10 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
         how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"
         display.say(f"The teacher has no batch-norm statistics; inversion {how}.")
+    given = engine.config.image
+    if engine.config.dataset is None and (given.mean is None or given.std is None):
+        mean, std = (" ".join(f"{v:g}" for v in dict.fromkeys(of)) for of in (engine.spec.mean, engine.spec.std))
+        display.say(f"No --image.mean or no --image.std: the teacher is shown pixels normalised by {mean} and {std}.")
     if engine.evaluation is None:
         display.say("No evaluation set (--dataset with --data-root); agreement on synthetic images is all there is.")
 

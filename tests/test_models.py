@@ -422,7 +422,7 @@ def test_a_model_by_import_path_must_fit_the_task(nets: str) -> None:
     [
         ("{}:buidl", "has no 'buidl': did you mean 'build'?"),
         ("{}:build", "cannot be built with the arguments given (none): TypeError"),
-        ("{}:wrong_kind", "returned a dict, not a torch.nn.Module"),
+        ("{}:wrong_kind", "returned dict, not a torch.nn.Module"),
         ("{}:fails", "cannot be built: RuntimeError: no such variant."),
         ("{}:ready", "is a Linear, not a function or class"),
         ("{}:constant", "is a int, not a function or class"),

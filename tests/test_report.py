@@ -194,6 +194,10 @@ def test_a_summary_that_lacks_what_is_told_is_named(
     for words in ([str(tmp_path)], [str(tmp_path), str(runs["uniform-seed0"])]):
         assert report.main([*words, "--out", str(tmp_path / "page.html")]) == 2
         assert "summary.json has no number for teacher_parameters" in capsys.readouterr().err
+    for damaged in ('{"rounds"', "[]"):
+        (tmp_path / "summary.json").write_text(damaged)
+        assert report.main([str(tmp_path)]) == 2
+        assert "delete it and go on with the run" in capsys.readouterr().err
 
 
 def test_names_cannot_smuggle_in_markup(runs: dict[str, Path], tmp_path: Path) -> None:

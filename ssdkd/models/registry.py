@@ -210,6 +210,6 @@ def _call(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) 
         raise ConfigError(f"model {name!r} cannot be built: {in_one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model {name!r} returned a {type(model).__name__}, not a torch.nn.Module: let it return the model itself."
+            f"model {name!r} returned {type(model).__name__}, not a torch.nn.Module: let it return the model itself."
         )
     return model

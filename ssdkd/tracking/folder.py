@@ -96,10 +96,11 @@ class RunFolder:
         self.write_text(name, json.dumps(values, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
+        anew = "delete it and go on with the run, which writes it anew"
         try:
             values = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise SsdkdError(f"{self.path / name} cannot be read: {error}.") from error
+            raise SsdkdError(f"{self.path / name} cannot be read: {error}; {anew}.") from error
         if not isinstance(values, dict):
-            raise SsdkdError(f"{self.path / name} does not hold named values.")
+            raise SsdkdError(f"{self.path / name} does not hold named values; {anew}.")
         return values
