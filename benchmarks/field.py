@@ -2,12 +2,12 @@
 
     python -m benchmarks.field --size cifar10 --teacher wrn16_2.pth --data-root DATA --out runs/field
     python -m benchmarks.field --size mnist --teacher lenet5.safetensors --data-root DATA --out runs/field-mnist
-    python -m benchmarks.field --size cifar10-gpu --data-root DATA --out runs/field-gpu --minutes 9
+    python -m benchmarks.field --size cifar10-gpu --data-root DATA --out runs/field-gpu --minutes 8
 
 Each method is one `python -m ssdkd.run` in a process of its own, one after the other, all with the same device,
 threads and precision. What is finished is not repeated and what was interrupted is gone on with, so the same command
-again continues: after `--minutes` it stops by itself, saved. Without `--teacher` one is trained first, by
-`python -m ssdkd.teacher`, in one go. Writes into `--out`: field.png, field.json (or `--json FILE`) and run folders.
+again continues: after `--minutes` it stops by itself, saved, within another minute. Without `--teacher` one is trained
+first, by `python -m ssdkd.teacher`, in one go. Writes into `--out`: field.png, field.json (or `--json FILE`) and run folders.
 
 Seconds are those of work: warm-up, inversion, replay and bookkeeping, without evaluation. `to target` is when a curve
 first reaches the target: the accuracy with which the reference method ends (fastdfkd; on MNIST 97.5 %). `ratio` is

@@ -201,7 +201,7 @@ class RunConfig:
     )
     compile: str = option(
         "auto",
-        "torch.compile the student's training step; auto: on a GPU, for 10,000 steps or 10 minutes and more",
+        "torch.compile the student's training step; auto: on a GPU, for 30,000 steps or 10 minutes and more",
         choices=("auto", "on", "off"),
     )
     threads: int = option(0, "CPU threads; 0: as PyTorch chooses", low=0, high=1024)

@@ -180,7 +180,7 @@ class Engine:
         distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast)
         if self.learner is not self.student:
             distiller.average = Average(self.student, self.learner, learning.average)
-        long_run = self.budget_rounds * learning.steps >= 10_000 or (config.minutes or 0.0) >= 10.0
+        long_run = self.budget_rounds * learning.steps >= 30_000 or (config.minutes or 0.0) >= 10.0
         if compiles(config.compile, self.device, long_run):
             distiller.forward = torch.compile(self.learner, dynamic=False)
         return distiller
