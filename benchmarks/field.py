@@ -7,7 +7,8 @@
 Each method is one `python -m ssdkd.run` in a process of its own, one after the other, all with the same device,
 threads and precision. What is finished is not repeated and what was interrupted is gone on with, so the same command
 again continues: after `--minutes` it stops by itself, saved, within another minute. Without `--teacher` one is trained
-first, by `python -m ssdkd.teacher`, in one go. Writes into `--out`: field.png, field.json (or `--json FILE`) and run folders.
+first, by `python -m ssdkd.teacher`, in one go. Writes into `--out`: field.png, field.json (or `--json FILE`) and run
+folders.
 
 Seconds are those of work: warm-up, inversion, replay and bookkeeping, without evaluation. `to target` is when a curve
 first reaches the target: the accuracy with which the reference method ends (fastdfkd; on MNIST 97.5 %). `ratio` is
