@@ -35,7 +35,7 @@ def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
         epochs=round((job.rounds or 0) * learning.steps / (len(labels) // learning.batch)),
         batch=learning.batch,
         learning_rate=learning.learning_rate,
-        shift=job.buffer.shift,
+        shift=job.buffer.shift or 0,
         seed=seed,
     )
     torch.manual_seed(seed)

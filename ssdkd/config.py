@@ -99,8 +99,12 @@ class InversionConfig:
         low=0,
         high=1,
     )
-    blends: float = option(
-        0.0, "mixtures of two images for each one made: the teacher labels them, so they cost little", low=0, high=16
+    blends: float | None = option(
+        None,
+        "mixtures of two images for each one made: the teacher labels them, so they cost little; null: 1 on a pyramid, "
+        "else 0",
+        low=0,
+        high=16,
     )
     conditional: bool = option(False, "whether the generator is told the target class")
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
@@ -116,16 +120,25 @@ class InversionConfig:
         choices=("balanced", "drawn"),
     )
     memory: float = option(0.0, "share of earlier batches in the batch-norm statistics", low=0, high=0.99)
-    warmup: int = option(20, "rounds of inversion before the first student step", low=1)
-    warmup_kept: float = option(0.5, "share of the warm-up's images, its newest, that enters the buffer", low=0, high=1)
+    warmup: int | None = option(
+        None,
+        "rounds of inversion before the first student step; null: 20 for a generator, which has to learn, else 3",
+        low=1,
+    )
+    warmup_kept: float | None = option(
+        None,
+        "share of the warm-up's images, its newest, that enters the buffer; null: 0.5 with a generator, else 1",
+        low=0,
+        high=1,
+    )
     terms: dict[str, float] | None = option(None, "weight of each loss term; null: chosen by the teacher's layers")
 
 
 @dataclass
 class BufferConfig:
-    capacity: int = option(1000, "synthetic images kept", low=1, high=10**15)
+    capacity: int = option(5000, "synthetic images kept", low=1, high=10**15)
     views: int = option(4, "stored views of an image with their teacher logits; 0: ask the teacher anew", low=0)
-    shift: int = option(0, "largest shift of a view, in pixels", low=0)
+    shift: int | None = option(None, "largest shift of a view, in pixels; null: an eighth of the image", low=0)
     border: str = option("mirrored", "what a shift brings in from outside the image", choices=("mirrored", "black"))
     rendered: bool | None = option(
         None, "whether stored views are kept as images, for faster replay; null: where they take at most 256 MiB"
@@ -135,8 +148,8 @@ class BufferConfig:
 
 @dataclass
 class DistillationConfig:
-    batch: int = option(128, "images in a student step", low=1)
-    steps: int = option(20, "student steps in a round at effort 1 and batch 1", low=1)
+    batch: int = option(64, "images in a student step", low=1)
+    steps: int = option(100, "student steps in a round at effort 1 and batch 1", low=1)
     optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "muon", "adam", "adamw"))
     learning_rate: float = option(0.1, "the largest learning rate", low=0)
     momentum: float = option(0.9, "momentum of sgd and muon", low=0)
@@ -146,7 +159,7 @@ class DistillationConfig:
     average: float = option(
         0.125, "share of the steps so far whose mean is the student handed out; 0: the last step alone", low=0, high=1
     )
-    temperature: float = option(4.0, "temperature of the distillation loss", low=1e-3)
+    temperature: float = option(10.0, "temperature of the distillation loss", low=1e-3)
     clip: float | None = option(
         None,
         "bound on the gradient's norm; 0: none; null: 2 for a student in which no layer normalises, else none",

@@ -98,11 +98,15 @@ class Engine:
             self.starts_from = ("pyramid" if large else "generator") if observer.has_batch_norm else "textures"
         self.inversion_steps = inversion.steps or (10 if self.starts_from == "pyramid" else 5)
         self.terms = _checked_terms(inversion.terms, self.starts_from, observer.has_batch_norm)
-        usual_share = 0.5 if self.starts_from == "textures" else 0.0
-        self.texture_share = usual_share if inversion.textures is None else inversion.textures
-        if keeping.shift >= min(spec.height, spec.width):
+        practises = self.starts_from == "generator"  # whose first images are poor
+        self.warmup = inversion.warmup or (20 if practises else 3)
+        self.warmup_kept = _given(inversion.warmup_kept, 0.5 if practises else 1.0)
+        self.blends = _given(inversion.blends, 1.0 if self.starts_from == "pyramid" else 0.0)
+        self.texture_share = _given(inversion.textures, 0.5 if self.starts_from == "textures" else 0.0)
+        self.shift = _given(keeping.shift, min(spec.height, spec.width) // 8)
+        if self.shift >= min(spec.height, spec.width):
             raise ConfigError(
-                f"buffer.shift: {keeping.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
+                f"buffer.shift: {self.shift} pixels move a {spec.height}x{spec.width} image out of sight; "
                 f"give at most {min(spec.height, spec.width) - 1}."
             )
         generator = self._make_generator() if self.starts_from == "generator" else None
@@ -156,7 +160,7 @@ class Engine:
             memory=inversion.memory,
             pixel_rate=inversion.pixel_rate,
             terms=self.terms,
-            shift=self.config.buffer.shift if inversion.augment else 0,
+            shift=self.shift if inversion.augment else 0,
             flip=self.spec.flip and inversion.augment,
             border=self.config.buffer.border,
         )
@@ -197,7 +201,7 @@ class Engine:
         images = images or self.config.inversion.images
         share = textures * self.texture_share / (1.0 + (textures - 1.0) * self.texture_share)
         left_as_textures = round(share * images)
-        return Recipe(images - left_as_textures, left_as_textures, round(self.config.inversion.blends * images))
+        return Recipe(images - left_as_textures, left_as_textures, round(self.blends * images))
 
     def batch_of(self, factor: float) -> int:
         """Images of a student step: about `factor` times as many as configured, and no more than the buffer holds.
@@ -282,12 +286,12 @@ class Engine:
         probe_batches = -(-probe.images // inversion.images)
         to_keep = self.recipe(), self.inversion_steps
         to_probe = self.recipe(images=min(probe.images, inversion.images)), probe.patience * self.inversion_steps
-        for step in range(inversion.warmup + probe_batches):
-            recipe, search_steps = to_keep if step < inversion.warmup else to_probe
+        for step in range(self.warmup + probe_batches):
+            recipe, search_steps = to_keep if step < self.warmup else to_probe
             targets = self._targets(uniform, 0.0, recipe.inverted)
             images, terms = self._make(recipe, targets, None, 0.0, search_steps)
             self.synthesized += len(images)
-            if step >= int((1.0 - inversion.warmup_kept) * inversion.warmup):
+            if step >= int((1.0 - self.warmup_kept) * self.warmup):
                 samples = self._label(images)
                 made.append(Candidates(samples[samples.usable()], recipe, targets, terms))
         kept, for_probe = made[:-probe_batches], made[-probe_batches:]
@@ -538,7 +542,7 @@ class Engine:
 
         def shown(of: Tensor) -> Tensor:
             rows = torch.randint(len(of), (count,), generator=random, device=self.device)
-            views = random_views(count, 2, self.config.buffer.shift, self.spec.flip, random)[:, 1]
+            views = random_views(count, 2, self.shift, self.spec.flip, random)[:, 1]
             return render(of, rows, views, self.config.buffer.border).float()
 
         share = 0.25 + 0.5 * torch.rand((count, 1, 1, 1), generator=random, device=self.device)
@@ -547,8 +551,7 @@ class Engine:
     @torch.no_grad()
     def _label(self, images: Tensor) -> Samples:
         """Ask the teacher once for each stored view: (M, H, W, c) uint8."""
-        buffer = self.config.buffer
-        views = random_views(len(images), self.stored_views, buffer.shift, self.spec.flip, self.random["views"])
+        views = random_views(len(images), self.stored_views, self.shift, self.spec.flip, self.random["views"])
         flat_rows = torch.arange(len(images), device=self.device).repeat_interleave(self.stored_views)
         logits = self._teacher_logits(images, flat_rows, views.view(-1, 3))
         logits = logits.view(len(images), self.stored_views, -1)
@@ -584,7 +587,7 @@ class Engine:
         if self.config.buffer.views:
             return self.distiller.show_stored(buffer, rows, random)
         ask = functools.partial(self._answers, self.teacher)
-        return self.distiller.show_anew(buffer, rows, ask, self.config.buffer.shift, self.spec.flip, random)
+        return self.distiller.show_anew(buffer, rows, ask, self.shift, self.spec.flip, random)
 
     @torch.no_grad()
     def _facts(self, candidates: Candidates, kept: Tensor, replayed: Replayed) -> dict[str, Tensor]:
@@ -738,6 +741,11 @@ def spread(images: Tensor) -> Tensor:
     """Standard deviation of a pixel over the images, averaged over pixels: (N, H, W, c) uint8 -> scalar."""
     pixels = images.float()
     return (pixels - pixels.mean(dim=0)).square_().mean(dim=0).sqrt_().mean()
+
+
+def _given(value: float | None, usual: float) -> Any:
+    """A setting that may be left open."""
+    return usual if value is None else value
 
 
 def _checked_terms(given: dict[str, float] | None, starts_from: str, has_batch_norm: bool) -> dict[str, float]:

@@ -628,6 +628,23 @@ def test_terms_that_leave_nothing_to_search_for_are_refused(terms: dict[str, flo
         tiny_engine(changed(inversion={"terms": terms})).warm_up()
 
 
+@pytest.mark.parametrize(
+    ("start", "usual"),
+    [("generator", (20, 0.5, 0.0, 0.0)), ("textures", (3, 1.0, 0.0, 0.5)), ("pyramid", (3, 1.0, 1.0, 0.0))],
+)
+def test_what_is_left_open_follows_from_where_the_search_starts(
+    start: str, usual: tuple[int, float, float, float]
+) -> None:
+    def settled(shift: int | None, **inversion: Any) -> tuple[Any, ...]:
+        engine = tiny_engine(changed(inversion={"start": start, **inversion}, buffer={"shift": shift}))
+        return engine.warmup, engine.warmup_kept, engine.blends, engine.texture_share, engine.shift
+
+    assert settled(None, warmup=None) == (*usual, 1), "an eighth of 8 pixels"
+    assert settled(0, warmup=7, warmup_kept=0.0, blends=0.0, textures=0.0) == (7, 0.0, 0.0, 0.0, 0), (
+        "what is given counts"
+    )
+
+
 def test_a_shift_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="shift"):
         drive(tiny_engine(changed(buffer={"shift": 8})), Coefficients())

@@ -222,7 +222,7 @@ def test_a_teacher_of_ones_own_is_brought_with_flags(tmp_path: Path) -> None:
     assert (summary["teacher"], summary["student"]) == ("wrn16_1", "convnet_small")
     assert summary["student_accuracy"] is None
     assert folder.name.startswith("wrn16_1-ssdkd-seed0-")
-    assert "temperature: 4.0" in (folder / "config.yaml").read_text()
+    assert "latent: 128" in (folder / "config.yaml").read_text()
 
 
 # -- what a user sees -----------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for flag in ("--config", "--resume", "--policy", "--teacher.checkpoint", "--distillation.temperature"):
         assert flag in shown
-    assert "(default: 4.0)" in shown
+    assert "(default: 10.0)" in shown
 
 
 def test_a_teacher_without_batch_norm_is_said_once_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
