@@ -108,7 +108,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row(
         "synthetic images", "", f"{summary['buffer_images']:,} kept of {summary['synthesized_images']:,} made"
     )
-    budget = f" (budget: {summary['budget_rounds']} of effort 1)" if summary["budget_rounds"] else ""
+    budget = f" (budget: {summary['budget_rounds']})" if summary["budget_rounds"] else ""
     table.add_row("rounds", "", f"{summary['rounds']} by {summary['policy']}{budget}")
     total = max(sum(summary["phase_seconds"].values()), 1e-9)
     shares = ", ".join(f"{name} {100 * s / total:.0f} %" for name, s in summary["phase_seconds"].items())
