@@ -19,9 +19,9 @@ from sklearn.model_selection import train_test_split
 
 from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import as_set, share_right, split
+from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import run_command
-from ssdkd.models import create_model
 from ssdkd.teacher import TeacherTraining, train
 
 
@@ -39,8 +39,9 @@ def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
         seed=seed,
     )
     torch.manual_seed(seed)
-    student = create_model(job.student.name, job.student.arguments, num_classes=10, in_channels=1, image_size=8)
-    train(student, as_set(images, labels), options, torch.device("cpu"))
+    known = as_set(images, labels)
+    student = build_student(job, known.spec)
+    train(student, known, options, torch.device("cpu"))
     return share_right(student, as_set(test_images, test_labels))
 
 

@@ -180,7 +180,7 @@ class Engine:
             learning.weight_decay,
             learning.nesterov,
         )
-        bound = default_bound(self.learner) if learning.clip is None else learning.clip
+        bound = _given(learning.clip, default_bound(self.learner))
         distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast)
         if self.learner is not self.student:
             distiller.average = Average(self.student, self.learner, learning.average)

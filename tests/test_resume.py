@@ -244,6 +244,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert_as_if_nothing_had_happened(folder, uninterrupted)
 
 
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The sentence that going on with a run ends with."""
+    capsys.readouterr()
+    assert main(["--resume", str(folder)]) == code
+    return capsys.readouterr().err.splitlines()[-1]
+
+
 @needs_signals
 def test_without_any_usable_checkpoint_the_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -251,9 +258,7 @@ def test_without_any_usable_checkpoint_the_run_is_refused(
     folder = interrupted(tmp_path, monkeypatch)
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"not a checkpoint")
-    capsys.readouterr()
-    assert main(["--resume", str(folder)]) == 2
-    assert "none of the 2 checkpoints" in capsys.readouterr().err
+    assert "none of the 2 checkpoints" in refusal(folder, capsys)
 
 
 @needs_signals
@@ -263,10 +268,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     folder = interrupted(tmp_path, monkeypatch)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("- 40\n", "- 44\n"))  # the student's width
-    capsys.readouterr()
-    assert main(["--resume", str(folder)]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: the checkpoint does not fit this run")
+    assert refusal(folder, capsys).startswith("error: the checkpoint does not fit this run")
 
 
 @needs_signals
@@ -277,9 +279,7 @@ def test_a_run_that_began_on_a_gpu_is_not_gone_on_with_on_a_cpu(
     state, _, _ = load_newest(folder / "checkpoints")
     state["engine"]["device_random"] = torch.zeros(16, dtype=torch.uint8)  # as it is of CUDA
     save(folder / "checkpoints", state, state["engine"]["round"])
-    capsys.readouterr()
-    assert main(["--resume", str(folder)]) == 2
-    assert "the run began on a GPU, which draws other random numbers than a CPU" in capsys.readouterr().err
+    assert "the run began on a GPU, which draws other random numbers than a CPU" in refusal(folder, capsys)
 
 
 @needs_signals
@@ -292,9 +292,7 @@ def test_memory_that_is_not_there_to_go_on_is_not_said_to_be_another_run(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr("ssdkd.engine.Engine.load_state_dict", no_memory)
-    capsys.readouterr()
-    assert main(["--resume", str(folder)]) == 3
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory")
+    assert refusal(folder, capsys, code=3).startswith("error: out of memory")
 
 
 @needs_signals
