@@ -757,9 +757,9 @@ def _checked_terms(given: dict[str, float] | None, starts_from: str, has_batch_n
     unknown = sorted(set(terms) - set(TERMS))
     if unknown:
         raise ConfigError(f"inversion.terms: no term is called {unknown[0]!r}; there are {', '.join(TERMS)}.")
-    endless = [name for name, weight in terms.items() if not math.isfinite(weight)]
-    if endless:
-        raise ConfigError(f"inversion.terms.{endless[0]}: expected a number, got {terms[endless[0]]}.")
+    wrong = [name for name, weight in terms.items() if not 0 <= weight < math.inf]  # none helps the other way round
+    if wrong:
+        raise ConfigError(f"inversion.terms.{wrong[0]}: expected a number of at least 0, got {terms[wrong[0]]}.")
     return terms
 
 

@@ -418,7 +418,7 @@ AWKWARD: list[dict[str, Any]] = [
     {"out": "no", "data_root": "null", "dataset": "1e3", "teacher": {"checkpoint": "a: b # c"}},
     {"out": "ünï cödé", "device": "cuda:1", "teacher": {"name": "2024"}},
     {"image": {"mean": [0.1, 1e-7], "std": [1.0, 3.0], "flip": False, "channels": 2}},
-    {"inversion": {"terms": {"one_hot": 1e-5, "balance": -2.0}, "latent_rate": 1e-12}},
+    {"inversion": {"terms": {"one_hot": 1e-5, "balance": 2.0}, "latent_rate": 1e-12}},
     {"teacher": {"arguments": {"widths": [1, 2], "deep": {"x": None, "y": "yes"}, "rate": 1e-05}}},
 ]
 

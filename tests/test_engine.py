@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import JUDGED, Candidates, Engine, Recipe, Statistics, evenly, spread
 from ssdkd.errors import ConfigError
 from ssdkd.evaluation import predictions
+from ssdkd.inversion import TERMS
 from ssdkd.models import create_model, load_weights
 from ssdkd.trouble import trouble_in
 
@@ -620,6 +622,15 @@ def test_a_teacher_without_batch_norm_runs_and_its_loss_has_other_terms() -> Non
 def test_an_unknown_loss_term_is_refused_with_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"'one_hott'.*one_hot"):
         tiny_engine(changed(inversion={"terms": {"one_hott": 1.0}}))
+
+
+@pytest.mark.parametrize(
+    ("term", "weight"), [*((name, -1.0) for name in TERMS), ("one_hot", math.nan), ("one_hot", math.inf)]
+)
+def test_no_term_counts_the_other_way_round(term: str, weight: float) -> None:
+    told = rf"inversion\.terms\.{term}: expected a number of at least 0, got {weight}\."
+    with pytest.raises(ConfigError, match=told):
+        tiny_engine(changed(inversion={"terms": {"one_hot": 1.0, term: weight}}))
 
 
 @pytest.mark.parametrize("terms", [{}, {"one_hot": 0.0}, {"adversarial": 1.0}])
