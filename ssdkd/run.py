@@ -94,8 +94,7 @@ def distill(
         if out is None:
             return run(config, engine, None, display)
         folder = RunFolder.create(out, run_name(config))
-        with folder.claimed():
-            folder.write_text(CONFIG, to_yaml(config))
+        with folder.begun(to_yaml(config)):
             return run(config, engine, folder, display)
 
 
@@ -337,8 +336,7 @@ def start(argv: Sequence[str] | None) -> None:
         choose_policy(config.policy, config.seed, config.policy_file, config.adapt)  # likewise one that cannot be had
         engine = build_engine(config)
         folder = RunFolder.create(config.out, run_name(config))
-        with folder.claimed():
-            folder.write_text(CONFIG, to_yaml(config))
+        with folder.begun(to_yaml(config)):
             result = run(config, engine, folder, display, remember=False)
     else:
         folder = RunFolder.existing(given.resume)

@@ -112,6 +112,15 @@ def test_with_out_a_run_folder_is_left(tmp_path: Path) -> None:
     assert same(weights(saved), weights(result.student))
 
 
+def test_a_call_that_is_refused_in_its_warm_up_leaves_no_folder(tmp_path: Path) -> None:
+    inversion = {**SMALL["inversion"], "terms": {"adversarial": 1.0}}
+    with pytest.raises(ConfigError, match=r"inversion\.terms: none of them can be searched by"):
+        ssdkd.distill(
+            digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **{**SMALL, "inversion": inversion}
+        )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_stopped_call_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

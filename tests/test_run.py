@@ -385,7 +385,19 @@ def test_a_budget_of_no_minutes_is_refused(out: Path, capsys: pytest.CaptureFixt
 def test_a_budget_that_the_warm_up_takes_hands_out_no_student(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL[2:], "--minutes", "1e-6", "--out", str(out)]) == 2
     assert "minutes: a budget of 1e-06 leaves nothing to learn in, for the warm-up" in capsys.readouterr().err
-    assert not list(out.glob("*/student.safetensors"))
+    assert not list(out.iterdir())
+
+
+def test_what_the_warm_up_refuses_leaves_no_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terms = {"one_hot": 0.0, "batch_norm": 0.0, "total_variation": 0.0, "adversarial": 1.0}
+    assert main([*SMALL, "--inversion.terms", str(terms), "--out", str(out)]) == 2
+    assert "inversion.terms: none of them can be searched by" in capsys.readouterr().err
+    assert not list(out.iterdir())
+    folder = one_run(out)
+    assert main([*SMALL, "--out", str(out), "--distillation.learning-rate", "1e9", "--rounds", "8"]) == 3
+    assert len(list(out.iterdir())) == 2, "a run that fails later keeps its folder"
+    assert main(["--resume", str(folder), "--seed", "1"]) == 2
+    assert folder.exists()
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,19 @@ class RunFolder:
             yield
         finally:
             os.close(held)
+
+    @contextlib.contextmanager
+    def begun(self, config: str) -> Iterator[None]:
+        """Hold a new folder, with its configuration; a run that fails before it wrote anything else leaves none."""
+        with self.claimed():
+            try:
+                self.write_text(CONFIG, config)
+                yield
+            except Exception:  # not an interrupt, after which --resume begins anew
+                with contextlib.suppress(OSError):
+                    if set(os.listdir(self.path)) <= {CONFIG}:
+                        shutil.rmtree(self.path)
+                raise
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace one file, whole or not at all."""
