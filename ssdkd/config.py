@@ -176,7 +176,9 @@ class ProbeConfig:
 @dataclass
 class TrackingConfig:
     metrics_every: int = option(1, "rounds between lines of metrics.jsonl", low=1)
-    evaluate_every: int = option(10, "rounds between measurements on the evaluation set; 0: only at the end", low=0)
+    evaluate_every: int = option(
+        10, "rounds between measurements on the evaluation set, after the first round too; 0: only at the end", low=0
+    )
     tensorboard: bool = option(True, "whether event files for TensorBoard are written")
     every: int = option(10, "rounds between points of TensorBoard's curves", low=1)
     pictures_every: int = option(0, "the same for histograms and pictures; 0: 50, or more where they would cost", low=0)

@@ -141,7 +141,8 @@ def run(
                 policy.learn(float(reward), observation, engine.finished)
             line = {**info["statistics"], **info["coefficients"], "reward": env.memory.gain}
             every = config.tracking.evaluate_every
-            measured = engine.accuracy(engine.student) if every and engine.round % every == 0 else None
+            is_measured = every and (engine.round % every == 0 or engine.round == 1)  # 10 rounds may take minutes
+            measured = engine.accuracy(engine.student) if is_measured else None
             if measured is not None:
                 line["accuracy"] = measured
             if remember:

@@ -257,6 +257,16 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert captured.out + captured.err == ""
 
 
+def test_a_first_accuracy_is_told_after_the_first_round(tmp_path: Path) -> None:
+    def rounds_measured(*more: str) -> list[float]:
+        lines = (one_run(tmp_path, *more) / "metrics.jsonl").read_text().splitlines()
+        return [line["round"] for line in map(json.loads, lines) if "accuracy" in line]
+
+    assert rounds_measured() == [1]
+    assert rounds_measured("--tracking.evaluate-every", "2") == [1, 2]
+    assert rounds_measured("--tracking.evaluate-every", "0") == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "pace"), [(10.0, "2.0 rounds/s"), (20.0, "1.0 rounds/s"), (340.0, "17.0 s a round")]
 )
