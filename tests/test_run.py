@@ -19,7 +19,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import dataset_spec, load_dataset
 from ssdkd.models import create_model, load_weights, save_weights
 from ssdkd.run import main
-from ssdkd.tracking.display import describe
+from ssdkd.tracking.display import Display, describe
 from ssdkd.tracking.folder import RunFolder
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
@@ -265,6 +265,18 @@ def test_a_first_accuracy_is_told_after_the_first_round(tmp_path: Path) -> None:
     assert rounds_measured() == [1]
     assert rounds_measured("--tracking.evaluate-every", "2") == [1, 2]
     assert rounds_measured("--tracking.evaluate-every", "0") == []
+
+
+def test_an_accuracy_stays_in_sight_until_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ssdkd.tracking.display.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(Display, "say", lambda display, sentence: said.append(sentence))
+    facts = {"progress": 0.5, "seconds": 9.0, "probe_kl": 1.0, "probe_agreement": 0.5, "class_entropy": 1.0}
+    display = Display()
+    for number, accuracy in enumerate([None, 70.0, None, 80.0]):
+        display.update({**facts, "round": float(number)}, accuracy)
+    shown = [re.findall(r"accuracy .*?(?=,)", sentence) for sentence in said]
+    assert shown == [[], ["accuracy 70.00 %"], ["accuracy 70.00 % in round 1"], ["accuracy 80.00 %"]]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Display:
         self.live = self.console.is_terminal and not quiet
         self.quiet = quiet
         self._last = 0.0
+        self._accuracy: float | None = None  # as it was measured last
+        self._measured_in = 0.0  # round
         self._progress: Progress | None = None
         self._warned: set[str] = set()
 
@@ -65,7 +67,9 @@ class Display:
         """Show where the run stands."""
         if self.quiet:
             return
-        facts = describe(statistics, accuracy)
+        if accuracy is not None:
+            self._accuracy, self._measured_in = accuracy, statistics["round"]
+        facts = describe(statistics, self._accuracy, self._measured_in)
         if self._progress is not None:
             self._progress.update(
                 self._task,
@@ -78,8 +82,8 @@ class Display:
             self.say(f"round {statistics['round']:.0f} ({100 * statistics['progress']:.0f} %): {facts}")
 
 
-def describe(statistics: Statistics, accuracy: float | None) -> str:
-    """A round in one line: rate, probe, accuracy, class balance."""
+def describe(statistics: Statistics, accuracy: float | None, measured_in: float = 0.0) -> str:
+    """A round in one line: rate, probe, accuracy with the round that it is of where that is another, class balance."""
     seconds = max(statistics["seconds"], 1e-9) / max(statistics["round"], 1)
     parts = [
         f"{1 / seconds:.1f} rounds/s" if seconds <= 1 else f"{seconds:.1f} s a round",
@@ -87,7 +91,8 @@ def describe(statistics: Statistics, accuracy: float | None) -> str:
         f"agreement {100 * statistics['probe_agreement']:.1f} %",
     ]
     if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.2f} %")
+        of_round = "" if measured_in == statistics["round"] else f" in round {measured_in:.0f}"
+        parts.append(f"accuracy {accuracy:.2f} %{of_round}")
     parts.append(f"class balance {abs(statistics['class_entropy']):.2f}")  # rounding takes 0 below 0
     return ", ".join(parts)
 
