@@ -6,7 +6,8 @@
 
 PPO and A2C train on every `ROUNDS` rounds; SAC and TD3 after each round, as soon as the replay buffer holds a
 batch. Which reward it is and how observations and rewards are scaled stays as it was in training, but that `area`
-stands in for a reward of accuracy, which a run without an evaluation set does not know.
+stands in for a reward of accuracy, which a run without an evaluation set does not know, and for one by import path,
+since a policy's file runs no code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.learning import Randomness, Spaces, algorithm_class, build_learner, learner_state, restore_learner, spread
 from agents.policies import CLIP, LearnedPolicy, require_same
-from envs.rewards import OF_ACCURACY
+from envs.rewards import OF_ACCURACY, REWARDS
 
 ROUNDS = 16  # experience between two updates of an on-policy algorithm
 BATCH = 64  # of an off-policy one
@@ -55,8 +56,9 @@ class AdaptivePolicy:
 
     @property
     def reward(self) -> str:
-        """What it learns from: what it was trained on, unless that needs real images."""
-        return "area" if self.description.reward in OF_ACCURACY else self.description.reward
+        """What it learns from: what it was trained on, unless that needs real images or to be imported."""
+        trained = self.description.reward
+        return "area" if trained in OF_ACCURACY or trained not in REWARDS else trained
 
     def _arguments(self, trained: dict[str, Any]) -> dict[str, Any]:
         """The algorithm's arguments, cut down to what one run offers."""

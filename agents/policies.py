@@ -10,7 +10,7 @@ The header holds, as JSON under `ssdkd.policy`, what a policy is made of:
 | activation | tanh, relu, elu, silu |
 | observations | names of the entries of `envs.spaces.ENTRIES` that it reads, in its order |
 | actions | names of the coefficients that it sets, in its order; the others stay neutral |
-| reward | what it was trained on; on-line learning goes on with it, or with `area` where it needs accuracy |
+| reward | what it was trained on; on-line learning goes on with it, or with `area` for accuracy and import paths |
 | reward_scale | what that reward was divided by |
 | arguments | keyword arguments of the algorithm |
 | training | how it came about, free text and numbers |
@@ -264,7 +264,8 @@ def _description_in(text: str, trust: bool) -> Description:
     scale = described.reward_scale
     if type(scale) not in (int, float) or not math.isfinite(scale) or scale <= 0:
         _refuse("its reward_scale is not a number above 0")
-    if described.reward not in REWARDS:
+    reward = described.reward  # an import path is never followed
+    if not isinstance(reward, str) or (reward not in REWARDS and ":" not in reward):
         _refuse(f"its reward is none of {', '.join(REWARDS)}")
     if not isinstance(described.arguments, dict) or not isinstance(described.training, dict):
         _refuse("its arguments or training are not tables")

@@ -53,7 +53,7 @@ from agents.learning import (
 from agents.policies import CLIP, Description, LearnedPolicy, fault_in, load_policy, policy_of
 from agents.tasks import Task, TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
-from envs.rewards import OF_ACCURACY, REWARDS
+from envs.rewards import OF_ACCURACY, REWARDS, reward_by
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.build import has_evaluation
@@ -78,7 +78,9 @@ class TrainConfig:
     activation: str = option("tanh", "between them", choices=("tanh", "relu", "elu", "silu"))
     family: str = option("family", "family of tasks, by name or YAML file")
     teachers_root: str | None = option(None, "folder of the family's teachers; null: as the family says")
-    reward: str = option("area", "what a round is worth", choices=tuple(REWARDS))
+    reward: str = option(
+        "area", f"what a round is worth: {', '.join(REWARDS)}, or an import path such as my_module:my_reward"
+    )
     observe: list[str] | None = option(None, "names of the observation's entries to read; null: all")
     act: list[str] | None = option(None, "names of the coefficients to set, the others stay neutral; null: all")
     begin: str | None = option(None, "policy file to begin with, of the same make; null: as the algorithm begins")
@@ -458,6 +460,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def whole_family(config: TrainConfig) -> TasksConfig:
     """The family with all its tasks, each whole and fit for the reward."""
+    reward_by(config.reward)
     family = family_from(config.family, config.teachers_root)
     tasks = training_tasks(family)
     _require_accuracy(tasks, family.base, config.reward)

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from envs.rewards import OF_ACCURACY, REWARDS
+from envs.rewards import OF_ACCURACY, REWARDS, reward_by
 from envs.spaces import Memory, action_space, observation_space, observe, task_facts
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES, Coefficients
@@ -142,7 +142,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `config`: a ready-made config's name, a YAML file, a mapping, or a `RunConfig`
     - `tasks`: mappings laid over `config`, of whatever it holds (teacher, student, rounds, ...); each episode draws
       one of them
-    - `reward`: "probe", "area", "validation" or "outcome"
+    - `reward`: "probe", "area", "validation" or "outcome"; or an import path such as "my_module:my_reward", to a
+      function of the engine and of the statistics before and after the round
     - `warm_starts`: 0: every episode warms up a generator of its own. K: every teacher has K warm-ups, each done
       once and then copied, for all students and budgets; students start from K initial weights, and the rounds
       that follow are still random. Saves up to half of a short episode
@@ -170,8 +171,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine: Engine | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if not isinstance(reward, str) or reward not in REWARDS:
-            raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, got {reward!r}.")
+        if not isinstance(reward, str):
+            raise ConfigError(f"reward: expected one of {', '.join(REWARDS)} or an import path, got {reward!r}.")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode: expected rgb_array or human, got {render_mode!r}.")
         if tasks is not None and not (isinstance(tasks, (list, tuple)) and tasks and all(_is_task(t) for t in tasks)):
@@ -183,7 +184,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = observation_space()
         self.action_space = action_space()
         self.render_mode = render_mode
-        self.reward_name = reward
+        self.reward_name, self._reward = reward, reward_by(reward)
         self._given = engine
         self._layers = [] if engine else [_as_layer(config)]
         self._tasks = list(tasks or [{}])
@@ -240,7 +241,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         before = self.memory.now
         with self._own_randomness():
             after = self._play(coefficients, before)
-        reward = REWARDS[self.reward_name](self.engine, before, after)
+        reward = self._reward(self.engine, before, after)
         self.memory.recent.append(after)
         self.memory.coefficients, self.memory.reward = coefficients, reward
         self.memory.gain = REWARDS["probe"](self.engine, before, after)

@@ -201,6 +201,7 @@ def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | Non
         ({"actions": ["alpha", "courage"]}, None, "courage"),
         ({"actions": ["alpha"]}, None, "expected"),
         ({"reward": "fame"}, None, "reward"),
+        ({"reward": ["area"]}, None, "reward"),
         ({"reward_scale": 0}, None, "reward_scale"),
         ({"arguments": []}, None, "arguments"),
         ({}, {"normalise.var": torch.full((len(NAMES),), -1.0)}, "negative"),
@@ -363,6 +364,20 @@ def test_learning_on_needs_no_real_images() -> None:
     assert AdaptivePolicy(some_policy(reward="validation")).reward == "area"
     assert AdaptivePolicy(some_policy(reward="outcome")).reward == "area"
     assert AdaptivePolicy(some_policy(reward="probe")).reward == "probe"
+
+
+def test_a_policy_is_trained_on_a_reward_by_import_path_that_its_file_does_not_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards_of_mine.py").write_text("def kept(engine, before, after):\n    return after['accepted']\n")
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        assert train.main(train_flags(tmp_path, "ppo", "--steps", "16", "--reward", "rewards_of_mine:kept")) == 0
+    del sys.modules["rewards_of_mine"]
+    policy = load_policy(only_run(tmp_path) / "policy.safetensors")
+    assert policy.description.reward == "rewards_of_mine:kept"
+    assert AdaptivePolicy(policy).reward == "area"
+    assert "rewards_of_mine" not in sys.modules
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -742,6 +757,7 @@ def checkpoint_form(state: Any, tmp_path: Path) -> Any:
         (["--observe", "[]"], "there must be at least one observation"),
         (["--act", "[]"], "there must be at least one coefficient"),
         (["--reward", "fame"], "reward"),
+        (["--reward", "no_such_module:reward"], "reward: no_such_module:reward cannot be imported"),
         (["--family", "no_family"], "no_family"),
     ],
 )

@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -455,6 +456,25 @@ def test_a_rate_is_paid_by_probe() -> None:
     assert rounds > 1.1
     assert reward == pytest.approx((log_kl(before) - log_kl(info["statistics"])) / rounds)
     assert budget_left(before, info["statistics"]) == pytest.approx(1.0 - rounds / 12.0)
+
+
+def test_a_reward_of_ones_own_is_given_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def kept(engine, before, after):\n    return after['accepted']\n\nno = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = tiny_env(reward="my_rewards:kept")
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step(np.ones(SIZE))
+    assert reward == info["statistics"]["accepted"] > 0
+    for name, told in {
+        "my_rewards:": "expected one of .* or an import path such as my_module:my_reward, got 'my_rewards:'",
+        "my_rewards:lost": "my_rewards:lost cannot be imported: AttributeError: .* no attribute 'lost'",
+        "my_rewart:kept": "my_rewart:kept cannot be imported: ModuleNotFoundError: No module named 'my_rewart'",
+        "my_rewards:no": "my_rewards:no is a int, not a function of engine, before and after",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"^reward: {told}"):
+            tiny_env(reward=name)
 
 
 def test_the_observation_is_blind_to_the_reward() -> None:
