@@ -240,7 +240,7 @@ def _description_in(text: str, trust: bool) -> Description:
     if set(values) != names:
         _refuse(f"its description lacks or adds {sorted(set(values) ^ names)[0][:40]!r}")
     described = Description(**values)
-    if not isinstance(described.algorithm, str) or described.activation not in ACTIVATIONS:
+    if not isinstance(described.algorithm, str) or described.activation not in list(ACTIVATIONS):
         _refuse("its algorithm or activation is unknown")
     ours = (*ALGORITHMS, EVOLUTION)
     known = described.algorithm in ours or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)

@@ -202,6 +202,7 @@ def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | Non
         ({"actions": ["alpha"]}, None, "expected"),
         ({"reward": "fame"}, None, "reward"),
         ({"reward": ["area"]}, None, "reward"),
+        ({"activation": ["tanh"]}, None, "activation"),
         ({"reward_scale": 0}, None, "reward_scale"),
         ({"arguments": []}, None, "arguments"),
         ({}, {"normalise.var": torch.full((len(NAMES),), -1.0)}, "negative"),
