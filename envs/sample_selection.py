@@ -18,6 +18,7 @@ from envs.spaces import Memory, action_space, observation_space, observe, task_f
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import RunConfig, build, cut, read_yaml
+from ssdkd.devices import apart_from_caller
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError
 
@@ -347,7 +348,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _own_randomness(self) -> Iterator[None]:
         """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other.
 
-        The engine takes gradients even where the agent acts under `no_grad` or `inference_mode`.
+        Nor does it matter whether the agent acts under `no_grad`, `inference_mode` or `autocast`.
         """
         if self._given is not None:
             yield
@@ -356,7 +357,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self._torch_random is not None:
             torch.set_rng_state(self._torch_random)
         try:
-            with torch.inference_mode(False):  # which also switches gradients on
+            with apart_from_caller():
                 yield
         finally:
             self._torch_random = torch.get_rng_state()

@@ -6,8 +6,8 @@ import ctypes
 import importlib.util
 import shutil
 import sysconfig
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ def autocast_for(precision: str, device: torch.device, work: int) -> AbstractCon
         return nullcontext()
     # without a cache: inside of another autocast it would outlive the step, and a student go on with its old weights
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+@contextmanager
+def apart_from_caller() -> Iterator[None]:
+    """With gradients and in the arithmetic that is configured, whatever the caller's modes are."""
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

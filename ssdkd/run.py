@@ -19,7 +19,7 @@ from torch import nn
 from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
-from ssdkd.devices import choose_device, is_out_of_memory
+from ssdkd.devices import apart_from_caller, is_out_of_memory
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, first_line
 from ssdkd.models import count_parameters, save_weights
@@ -45,7 +45,6 @@ class Result:
     folder: Path | None = None
 
 
-@torch.inference_mode(False)  # with gradients, whatever the caller's mode is
 def distill(
     teacher: nn.Module,
     student: nn.Module,
@@ -84,8 +83,8 @@ def distill(
         if out is not None:
             config.out = out
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    exactly = torch.autocast(choose_device(config.device).type, enabled=False)  # whatever the caller's says
-    with exactly, torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been drawn
+    # the caller's random numbers go on as if nothing had been drawn
+    with apart_from_caller(), torch.random.fork_rng(devices):
         engine = build_engine(config, copy_of(teacher, "teacher"), student)
         display = Display(quiet=True)
         if from_folder is not None:

@@ -202,6 +202,15 @@ def test_an_agent_may_act_without_gradients(mode: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_agents_autocast_changes_no_trajectory() -> None:
+    expected = trajectory(tiny_env(), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = trajectory(tiny_env(), 3)
+        assert torch.is_autocast_enabled("cpu"), "the agent's mode stays as it was"
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_warm_starts_share_no_state_between_episodes() -> None:
     env = tiny_env(warm_starts=1)
     env.reset(seed=0)
