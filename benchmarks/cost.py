@@ -30,7 +30,7 @@ from benchmarks.arguments import names_in, require_at_least
 from benchmarks.round import ENDLESS, Clock, add_timing_options, engine_of, fill, write_json
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping
-from ssdkd.errors import SsdkdError, run_command
+from ssdkd.errors import Parser, SsdkdError, run_command
 from ssdkd.files import require_writable
 
 PHASES = ("inversion", "replay", "rest")
@@ -122,7 +122,7 @@ def show(axis: str, row: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.cost", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--axes", default=",".join(AXES), help="what grows; comma-separated, '' for none")
     parser.add_argument("--rounds", type=int, default=3, help="rounds timed in each case")
     parser.add_argument("--job", help="a ready-made job to run whole, for its peak memory")

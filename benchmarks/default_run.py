@@ -7,7 +7,6 @@ Each seed is one `python -m ssdkd.run`, in one of as many processes as `--jobs` 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 from agents.processes import pool
 from benchmarks.arguments import require_at_least
 from ssdkd import run as command
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 
 
 def one(options: list[str], seed: int) -> dict[str, Any]:
@@ -32,7 +31,9 @@ def one(options: list[str], seed: int) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The default job on several seeds.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.default_run", description="The default job on several seeds.", allow_abbrev=False
+    )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

@@ -18,7 +18,6 @@ alone; nothing is chosen by it, and `final` is the last student's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import signal
@@ -36,7 +35,7 @@ from agents.tasks import merged
 from benchmarks.arguments import names_in
 from benchmarks.selection import differing, draw, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import ConfigError, SsdkdError, run_command
+from ssdkd.errors import ConfigError, Parser, SsdkdError, run_command
 from ssdkd.files import atomic_write_text, require_writable, write_result
 from ssdkd.tracking.charts import COLOURS, Chart, Line
 from ssdkd.tracking.folder import METRICS, SUMMARY
@@ -301,7 +300,7 @@ def charts(curves: dict[str, dict[str, list[float]]]) -> list[Chart]:
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.field", description="Accuracy over wall time, side by side.", allow_abbrev=False
     )
     parser.add_argument("--size", default="cifar10", choices=SIZES, help="teacher, student and lengths")

@@ -14,7 +14,6 @@ traceback and keeps the file. Ends with 1 if there is any.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import hashlib
@@ -47,12 +46,13 @@ import torch
 from torch import nn
 
 from agents.policies import Description, LearnedPolicy, fresh_network, load_policy
+from benchmarks.arguments import require_at_least
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, build, read_yaml, to_yaml
 from ssdkd.data import load_dataset
-from ssdkd.errors import SsdkdError
+from ssdkd.errors import Parser, SsdkdError
 from ssdkd.models import load_weights
 
 MOST_SECONDS = 10
@@ -519,16 +519,17 @@ def repeat(target: Target, seed: int, case: int) -> int:
     return int(trace.exists())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Damaged and hostile files for every reader of ssdkd.")
+def run() -> int:
+    parser = Parser(
+        prog="python -m benchmarks.fuzz", description="Damaged and hostile files for every reader of ssdkd."
+    )
     parser.add_argument("--cases", type=int, default=100_000, help="all targets together (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="every case follows from it (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--target", choices=[target.name for target in TARGETS], help="only this one")
     parser.add_argument("--case", type=int, help="repeat this case of the target and show it")
     given = parser.parse_args()
-    if given.workers < 1 or given.cases < 1:
-        parser.error("--workers and --cases must be at least 1")
+    require_at_least(given, workers=1, cases=1)
     chosen = [target for target in TARGETS if given.target in (None, target.name)]
     if given.case is not None:
         if given.target is None:
@@ -552,6 +553,15 @@ def main() -> int:
         findings += tally.findings
     print(f"{len(findings)} findings" if findings else "only SsdkdError came out, and no code ran")
     return 1 if findings else 0
+
+
+def main() -> int:
+    """The command; a user's mistake is one sentence and exit code 2."""
+    try:
+        return run()
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ checkpoint interval before the last round that the killed run had noted. Ends wi
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import os
@@ -31,7 +30,7 @@ from pathlib import Path
 
 from benchmarks.arguments import require_at_least
 from ssdkd.checkpoint import load_newest
-from ssdkd.errors import CheckpointError, run_command
+from ssdkd.errors import CheckpointError, Parser, run_command
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, STUDENT, SUMMARY
 from ssdkd.tracking.metrics import read_metrics
 
@@ -265,7 +264,11 @@ def kill_test(
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Kill runs, resume them, compare the students.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.kill_test",
+        description="Kill runs, resume them, compare the students.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--kills", type=int, default=50, help="kills over all runs (default: 50)")
     parser.add_argument("--kills-per-run", type=int, default=5, help="so often each run is killed (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; the runs have seed 0 (default: 0)")

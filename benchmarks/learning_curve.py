@@ -8,7 +8,6 @@ every episode, so the curve is noisier than what is learned from it, which is di
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.arguments import require_at_least
 from benchmarks.selection import draw
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, Parser, run_command
 from ssdkd.files import require_writable
 from ssdkd.tracking.charts import COLOURS, Chart, Line
 
@@ -38,7 +37,7 @@ def smoothed(values: np.ndarray, over: int) -> np.ndarray:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Draw how searches for policies went.")
+    parser = Parser(prog="python -m benchmarks.learning_curve", description="Draw how searches for policies went.")
     parser.add_argument("runs", nargs="+", help="NAME=FOLDER of a training")
     parser.add_argument("--smooth", type=int, default=8, help="updates (%(default)s)")
     parser.add_argument("--out", required=True, help=".svg or .png")

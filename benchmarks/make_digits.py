@@ -8,7 +8,6 @@ Needs scikit-learn (`pip install -e '.[dev]'`), whose copy of the UCI handwritte
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from ssdkd.data import LabelledImages, dataset_spec
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
@@ -59,7 +58,9 @@ def share_right(teacher: nn.Module, test: LabelledImages) -> float:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.make_digits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; files of before are overwritten")
     out = Path(parser.parse_args(argv).out)
     for name in (TEACHER, DIGITS):

@@ -12,7 +12,6 @@ Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import torch
 from agents.processes import pool
 from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import as_set, enlarged, share_right, split
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 from ssdkd.files import require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
@@ -112,7 +111,9 @@ def save_images(out: Path, how_many: int = 480) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the digits teachers of configs/family.yaml.")
+    parser = Parser(
+        prog="python -m benchmarks.make_family", description="Train the digits teachers of configs/family.yaml."
+    )
     parser.add_argument("--out", required=True, help="folder for weights and images")
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args(argv)

@@ -11,7 +11,6 @@ with each entry. Works as well for what `train-ssdkd`, `train-constants` and `tr
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from agents.policies import Description, LearnedPolicy, fresh_network, load_poli
 from agents.train import POLICY
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES, Coefficients
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, Parser, run_command
 
 Rules = dict[str, dict[str, float]]  # coefficient -> entry -> weight, "" for the bias; places in the range (-1 to 1)
 
@@ -184,7 +183,7 @@ def loaded(name: str) -> LearnedPolicy:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The mean of linear policies.")
+    parser = Parser(prog="python -m benchmarks.mean_policy", description="The mean of linear policies.")
     parser.add_argument(
         "trainings",
         nargs="+",

@@ -9,7 +9,6 @@ the shifts that its images have.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import as_set, share_right, split
 from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 from ssdkd.teacher import TeacherTraining, train
 
 
@@ -46,7 +45,9 @@ def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.real_digits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--seeds", type=int, default=8, help="how many, from 0 on")
     given = parser.parse_args(argv)
     require_at_least(given, seeds=1)

@@ -38,7 +38,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.devices import choose_device, keep_freed_memory
 from ssdkd.distiller import make_optimizer
 from ssdkd.engine import Engine
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, Parser, run_command
 from ssdkd.files import require_writable, write_result
 from ssdkd.models import create_model
 
@@ -369,7 +369,9 @@ def show_replay(row: dict[str, Any], student_step: float | None) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="A round of the engine against its floor.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.round", description="A round of the engine against its floor.", allow_abbrev=False
+    )
     parser.add_argument("--tasks", default=",".join(TASKS), help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")

@@ -17,7 +17,6 @@ A file that is there already is gone on with: pairs that it holds are not played
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, read_yaml
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, Parser, run_command
 from ssdkd.files import require_writable, write_result
 
 SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
@@ -210,7 +209,7 @@ def turn(text: str) -> tuple[str, float]:
 
 
 def run(argv: Sequence[str] | None = None) -> list[Pair]:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.screen", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--policy", default="learned", help="learned, a fixed policy, coefficients or a policy's file")
     parser.add_argument("--family", default="family", help="config of the tasks")
     parser.add_argument("--teachers-root", help="folder of the family's teachers")

@@ -57,7 +57,7 @@ from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_yaml, to_yaml
-from ssdkd.errors import ConfigError, NumericalError, SsdkdError
+from ssdkd.errors import ConfigError, NumericalError, Parser, SsdkdError
 from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
 from ssdkd.report import POLICY_COLOURS
 from ssdkd.saving import Stopped, StoppedAtOnce
@@ -646,7 +646,7 @@ def draw(drawn: Sequence[Chart], out: Path) -> None:
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The comparison, whole: -> what `--json` writes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.selection",
         description="Compare policies at equal compute.",
         epilog="Any other option goes to every run, as those of ssdkd.run.",

@@ -10,7 +10,6 @@ number is not finite.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.arguments import require_at_least
 from ssdkd import run as command
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 from ssdkd.tracking import Display
 
 SMALLER = [
@@ -92,7 +91,9 @@ def soak(rounds: int, seed: int, every: int, options: list[str]) -> tuple[list[S
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="A long run on digits, its memory watched.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.soak", description="A long run on digits, its memory watched.", allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=2000, help="(default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--every", type=int, default=250, help="rounds between lines of the table (default: 250)")

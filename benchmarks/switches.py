@@ -9,7 +9,6 @@ the turns. `compile` concerns the student's step alone.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from benchmarks.round import TASKS, Clock, add_timing_options, fill, prepare, ra
 from ssdkd.coefficients import Coefficients
 from ssdkd.devices import choose_device, compiles, has_compiler
 from ssdkd.engine import Engine
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 from ssdkd.files import require_writable
 
 AUTOMATIC = "automatic"
@@ -94,7 +93,9 @@ def show(row: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.switches", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--tasks", default="cifar10,mnist", help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")

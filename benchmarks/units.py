@@ -10,7 +10,6 @@ same over tasks drawn from the family, as the factor by which the count is off: 
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import statistics
@@ -27,7 +26,7 @@ from ssdkd import costs
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import run_command
+from ssdkd.errors import Parser, run_command
 
 STARTED = (0, 250_000, 500_000, 1_000_000, 2_000_000)
 
@@ -56,7 +55,7 @@ def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.units", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.units", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tasks", nargs="*", default=["digits", "held-out"], help="as of benchmarks.selection")
     parser.add_argument("--family", type=int, default=40, help="tasks to draw from the family that policies train on")
     parser.add_argument("--teachers-root", help="folder of the family's teachers (benchmarks.make_family)")

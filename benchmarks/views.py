@@ -13,7 +13,6 @@ none (digits come with the package).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, build, read_yaml
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, Parser, run_command
 from ssdkd.files import require_writable
 from ssdkd.tracking import Display
 
@@ -115,7 +114,7 @@ def show_accuracy(rows: list[dict[str, Any]]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.views", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--task", default="cifar10", choices=TASKS, help="a ready-made job")
     parser.add_argument("--teacher", help="its teacher's weights; without them random, and no accuracy")
     parser.add_argument("--data-root", help="where its evaluation set lies; without it no accuracy")

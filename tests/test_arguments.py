@@ -63,6 +63,40 @@ def test_an_option_that_cannot_be_is_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("cost", "--rounds one", "argument --rounds: invalid int value: 'one'"),
+        ("default_run", "--seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("field", "--size foo", "argument --size: invalid choice: 'foo'"),
+        ("fuzz", "--foo", "unrecognized arguments: --foo"),
+        ("kill_test", "--kills one", "argument --kills: invalid int value: 'one'"),
+        ("learning_curve", "", "the following arguments are required: runs, --out"),
+        ("make_digits", "--out", "argument --out: expected one argument"),
+        ("make_family", "", "the following arguments are required: --out"),
+        ("mean_policy", "", "the following arguments are required: trainings"),
+        ("real_digits", "--seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("round", "--foo", "unrecognized arguments: --foo"),
+        ("screen", "--longest one", "argument --longest: invalid int value: 'one'"),
+        ("selection", "--seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("soak", "--rounds one", "argument --rounds: invalid int value: 'one'"),
+        ("switches", "--foo", "unrecognized arguments: --foo"),
+        ("units", "--foo", "unrecognized arguments: --foo"),
+        ("views", "--task foo", "argument --task: invalid choice: 'foo'"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_sentence_that_names_the_help(
+    name: str, words: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = pytest.importorskip(f"benchmarks.{name}", reason="POSIX")
+    monkeypatch.setattr("sys.argv", [name, *words.split()])
+    assert (module.main() if hasattr(module, "main") else run_command(module.run, None)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {told}")
+    assert said.err.endswith(f"; see python -m benchmarks.{name} --help.\n")
+    assert (said.err.count("\n"), said.out) == (1, "")
+
+
+@pytest.mark.parametrize(
     ("words", "told"), [("--every 0", "--every: at least 1."), ("--rounds 9", "--rounds: at least 100.")]
 )
 def test_soaking_looks_at_a_round(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,8 +107,7 @@ def test_soaking_looks_at_a_round(words: str, told: str, capsys: pytest.CaptureF
 
 def test_fuzzing_takes_a_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fuzz = pytest.importorskip("benchmarks.fuzz", reason="POSIX")
-    monkeypatch.setattr("sys.argv", ["fuzz", "--workers", "0"])
-    with pytest.raises(SystemExit) as ended:
-        fuzz.main()
-    assert ended.value.code == 2
-    assert "--workers and --cases must be at least 1" in capsys.readouterr().err
+    for words, told in (("--workers 0", "--workers: at least 1."), ("--case 3", "--case needs --target; see ")):
+        monkeypatch.setattr("sys.argv", ["fuzz", *words.split()])
+        assert fuzz.main() == 2
+        assert capsys.readouterr().err.startswith(f"error: {told}")

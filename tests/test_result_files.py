@@ -105,9 +105,9 @@ def test_a_folder_that_cannot_be_one_is_refused_at_once(
 def test_the_digits_are_made_where_it_is_said_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(make_digits, "train", lambda *_: None)
-    for words in ([], ["--help"]):
-        with pytest.raises(SystemExit):
-            make_digits.main(words)
+    assert make_digits.main([]) == 2
+    with pytest.raises(SystemExit):
+        make_digits.main(["--help"])
     assert make_digits.main(["--out", str(tmp_path / "new")]) == 0
     torch.set_num_threads(threads)
     made, shipped = (np.load(folder / "digits.npz") for folder in (tmp_path / "new", ASSETS))
