@@ -395,7 +395,8 @@ def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
         if len(curve.runs) > 1:
             cells = "".join(f"<td>{_mean([read(run) for run in curve.runs], form)}</td>" for _, read, form in columns)
             rows.append(f'<tr class="mean"><td>{_text(curve.label)}</td><td>mean</td>{cells}<td></td></tr>')
-    return f'<div class="wide"><table><tr><th></th><th>seed</th>{head}<th>folder</th></tr>{"".join(rows)}</table></div>'
+    head = f'<tr><th></th><th>seed</th>{head}<th class="name">folder</th></tr>'
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _differences(runs: Sequence[Record]) -> str:
@@ -406,8 +407,9 @@ def _differences(runs: Sequence[Record]) -> str:
     )
     if not rows:
         return ""
-    head = "".join(f'<th class="name">{_text(run.path.name)}</th>' for run in runs)
-    return _section("Settings that differ", f'<div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div>')
+    head = "".join(f"<th>{_text(run.path.name)}</th>" for run in runs)
+    table = f'<table class="differ"><tr><th></th>{head}</tr>{rows}</table>'
+    return _section("Settings that differ", f'<div class="wide">{table}</div>')
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -536,6 +538,7 @@ figure{margin:0}figcaption{color:var(--soft);font-size:13px;overflow-wrap:anywhe
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,td.name,th.name{text-align:left}.mean td{font-weight:600}
+.differ :is(th,td):not(:first-child){white-space:normal;overflow-wrap:anywhere;min-width:9em}
 details td:nth-child(2),details th:nth-child(2){text-align:left}
 .dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
 .bar{display:flex;height:22px;border-radius:6px;overflow:hidden}
