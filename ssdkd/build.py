@@ -18,6 +18,7 @@ from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.models import create_model, load_weights
+from ssdkd.trouble import learned
 
 EMBEDDED = {"embedded": "digits_teacher.safetensors"}
 
@@ -257,6 +258,6 @@ def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: to
 
 
 def _require_finite(network: nn.Module, role: str) -> None:
-    for name, tensor in network.state_dict().items():  # which may hold what is no tensor
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    for name, tensor in learned(network).items():
+        if not torch.isfinite(tensor).all():
             raise CheckpointError(f"the {role}'s weights hold NaN or infinity in {name}; nothing can be learned so.")

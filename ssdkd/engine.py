@@ -36,7 +36,7 @@ from ssdkd.inversion import (
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
 from ssdkd.stopwatch import Moment, Stopwatch
-from ssdkd.trouble import Guard, all_finite, copied, repaired, trouble_in
+from ssdkd.trouble import Guard, all_finite, copied, learned, repaired, trouble_in
 
 Statistics = dict[str, float]
 QUANTILES = (0.1, 0.5, 0.9)
@@ -493,6 +493,11 @@ class Engine:
             return state
         return {**state, "mean": self.student.state_dict(), "mean_of": self.distiller.average.steps}
 
+    def _learned(self) -> list[Any]:
+        """What of that training changes."""
+        mean = learned(self.student) if self.distiller.average is not None else {}
+        return [learned(self.learner), self.distiller.optimizer.state_dict(), mean]
+
     def _put_student(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["network"])
         self.distiller.optimizer.load_state_dict(state["optimizer"])
@@ -621,7 +626,8 @@ class Engine:
             "candidate_classes": (classes_made > 0).sum(),
             "candidate_pixel_spread": spread(new.images[inverted]),
             "target_share_max": self._largest_share(candidates.targets),
-            **{f"{name}_finite": all_finite(state, self.device) for name, state in self._parts().items()},
+            "student_finite": all_finite(self._learned(), self.device),
+            "generator_finite": all_finite(self.inverter.state_dict(), self.device),
         }
         for name, values in {
             "confidence": held.confidence,

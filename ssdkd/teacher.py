@@ -26,6 +26,7 @@ from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import require_writable
 from ssdkd.models import count_multiply_adds, create_model, save_weights
+from ssdkd.trouble import learned
 
 
 @dataclass
@@ -120,7 +121,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     train(model, train_set, options, device, lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True))
     mean, std = spec.normalisation(device)
     value = accuracy(predictions(model, test_set.images, mean, std, nullcontext()), test_set.labels)
-    if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
+    if not all(bool(weight.isfinite().all()) for weight in learned(model).values()):
         raise NumericalError("the teacher's weights left the finite numbers, nothing was saved; lower learning_rate.")
     save_weights(model, out)
     print(f"test accuracy {value:.2f} % after {time.perf_counter() - start:.0f} s; weights in {out}")

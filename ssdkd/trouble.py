@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST_TRIES = 3
 HEALED_AFTER = 100  # good rounds after which the tries count anew; steps stay as small as they have become
@@ -166,6 +166,16 @@ def copied(state: Any) -> Any:
     if isinstance(state, (list, tuple)):
         return type(state)(copied(value) for value in state)
     return state
+
+
+def learned(network: nn.Module) -> dict[str, Tensor]:
+    """What training changes of a network, by name: parameters, and the statistics of its normalisations.
+
+    Other buffers may hold infinities, such as masks.
+    """
+    buffers = network.named_buffers()
+    statistics = {name: b for name, b in buffers if name.rpartition(".")[2] in ("running_mean", "running_var")}
+    return {**dict(network.named_parameters()), **statistics}
 
 
 def all_finite(state: Any, device: torch.device) -> Tensor:

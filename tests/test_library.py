@@ -226,6 +226,35 @@ def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs(channe
     assert result.student(torch.zeros(2, channels, 8, 8)).shape == (2, 10)
 
 
+class Masked(nn.Module):
+    """A network that keeps a mask of infinities among its weights."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mask", torch.full((10, 10), -torch.inf).triu(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images)
+        return logits + torch.softmax(self.mask, dim=1).sum(dim=1)
+
+
+def test_a_mask_of_infinities_is_no_trouble_and_comes_back(tmp_path: Path) -> None:
+    teacher, student = Masked(digits_teacher()), Masked(a_student())
+    result = ssdkd.distill(teacher, student, dataset="digits", out=str(tmp_path), **SMALL)
+    assert result.summary["rollbacks"] == 0
+    assert result.folder is not None
+    again = Masked(a_student(seed=1))
+    load_weights(again, result.folder / "student.safetensors")
+    assert same(weights(again), weights(student))
+    again.mask.fill_(0.0)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match="NaN or infinite numbers in mask"):
+        load_weights(again, result.folder / "student.safetensors")
+    next(m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)).running_var.fill_(torch.inf)  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match=r"the teacher's weights hold NaN or infinity in inner\..*running_var"):
+        ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+
+
 class Odd(nn.Module):
     """A student that answers well when it is looked at, and not when it is trained."""
 
