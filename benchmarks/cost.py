@@ -64,7 +64,7 @@ def time_case(case: Case, rounds: int, threads: int, device: str, processor: boo
         "image": {"channels": 3, "height": case.size, "width": case.size, "classes": case.classes, "flip": True},
         "inversion": {"images": 32, "steps": 5, "start": "pyramid", "blends": 0.0, "warmup": 1},
         "buffer": {"capacity": case.capacity, "views": 4, "shift": 4},
-        "distillation": {"batch": 32, "steps": 10},
+        "distillation": {"batch": 32, "steps": 10, "optimizer": "sgd"},
         "probe": {"images": 32},
         "rounds": ENDLESS,
         "device": device,

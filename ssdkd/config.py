@@ -150,7 +150,12 @@ class BufferConfig:
 class DistillationConfig:
     batch: int = option(64, "images in a student step", low=1)
     steps: int = option(100, "student steps in a round at effort 1 and batch 1", low=1)
-    optimizer: str = option("sgd", "the student's optimiser", choices=("sgd", "muon", "adam", "adamw"))
+    optimizer: str = option(
+        "auto",
+        "the student's optimiser; auto: muon for a student of at most a million weights where the search is on a "
+        "pyramid, else sgd",
+        choices=("auto", "sgd", "muon", "adam", "adamw"),
+    )
     learning_rate: float = option(0.1, "the largest learning rate", low=0)
     momentum: float = option(0.9, "momentum of sgd and muon", low=0)
     nesterov: bool = option(True, "whether that momentum looks ahead")

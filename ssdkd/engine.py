@@ -35,6 +35,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
+from ssdkd.models import count_parameters
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, learned, repaired, trouble_in
 
@@ -43,6 +44,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 JUDGED = 128  # candidates that the student looks at in a round, for three quantiles
 MEASURED = 4096  # values of which quantiles are taken
 SMALLEST_FOR_PYRAMID = 16  # pixels; below, there are too few scales to gain from
+SMALL_FOR_MUON = 1_000_000  # weights; in one of four million its step takes as long as the gradient's
 TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
 TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
 TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
@@ -172,9 +174,11 @@ class Engine:
 
     def _make_distiller(self) -> Distiller:
         config, learning = self.config, self.config.distillation
+        small = count_parameters(self.learner) <= SMALL_FOR_MUON
+        usual = "muon" if self.starts_from == "pyramid" and small else "sgd"
         optimizer = make_optimizer(
             self.learner,
-            learning.optimizer,
+            usual if learning.optimizer == "auto" else learning.optimizer,
             learning.learning_rate,
             learning.momentum,
             learning.weight_decay,

@@ -23,6 +23,7 @@ from ssdkd.errors import ConfigError
 from ssdkd.evaluation import predictions
 from ssdkd.inversion import TERMS
 from ssdkd.models import create_model, load_weights
+from ssdkd.muon import Muon
 from ssdkd.trouble import trouble_in
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
@@ -654,6 +655,21 @@ def test_what_is_left_open_follows_from_where_the_search_starts(
     assert settled(0, warmup=7, warmup_kept=0.0, blends=0.0, textures=0.0) == (7, 0.0, 0.0, 0.0, 0), (
         "what is given counts"
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "kind"),
+    [
+        ("pyramid", 8, Muon),
+        ("pyramid", 400, torch.optim.SGD),  # more than a million weights, in which each of its steps would take long
+        ("textures", 8, torch.optim.SGD),
+        ("generator", 8, torch.optim.SGD),
+    ],
+)
+def test_a_small_student_of_images_from_a_pyramid_learns_by_muon(start: str, width: int, kind: type) -> None:
+    student = small_student(widths=[width, width])
+    engine = tiny_engine(changed(inversion={"start": start}), student=student)
+    assert type(engine.distiller.optimizer) is kind
 
 
 def test_a_shift_as_large_as_the_image_is_refused() -> None:
