@@ -150,6 +150,11 @@ def dataset_spec(name: str, root: str | Path | None = None) -> ImageSpec:
         raise _unreadable(name, error) from error
 
 
+def says_normalisation(name: str) -> bool:
+    """Whether the name of a set tells how its pixels are normalised; of `folder` and `npz` nobody knows."""
+    return isinstance(_known(name).spec, ImageSpec)
+
+
 def load_dataset(
     name: str, root: str | Path | None, split: str = "test", *, limit: int | None = None
 ) -> LabelledImages:

@@ -19,6 +19,7 @@ from torch import nn
 from ssdkd.build import build_engine, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
+from ssdkd.data import says_normalisation
 from ssdkd.devices import apart_from_caller, is_out_of_memory
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, first_line
@@ -317,8 +318,8 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
         how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"
         display.say(f"The teacher has no batch-norm statistics; inversion {how}.")
-    given = engine.config.image
-    if engine.config.dataset is None and (given.mean is None or given.std is None):
+    given, dataset = engine.config.image, engine.config.dataset
+    if (given.mean is None or given.std is None) and (dataset is None or not says_normalisation(dataset)):
         mean, std = (" ".join(f"{v:g}" for v in dict.fromkeys(of)) for of in (engine.spec.mean, engine.spec.std))
         display.say(f"No --image.mean or no --image.std: the teacher is shown pixels normalised by {mean} and {std}.")
     if engine.evaluation is None:

@@ -247,8 +247,15 @@ def test_what_pixels_the_teacher_is_shown_is_said_where_nobody_said_it(
     assert main(unknown) == 0
     said = "the teacher is shown pixels normalised by 0.5 and 0.25"
     assert said in " ".join(capsys.readouterr().err.split())
-    assert main([*unknown, "--image.mean", "[0.3]", "--image.std", "[0.4]"]) == 0
-    assert "normalised" not in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10))  # which cannot say it
+    teacher = str(Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors")
+    own = [*SMALL, "--teacher.checkpoint", teacher, "--out", str(tmp_path)]
+    own += ["--dataset", "npz", "--data-root", str(tmp_path / "own.npz")]
+    assert main(own) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    for command in (unknown, own):
+        assert main([*command, "--image.mean", "[0.3]", "--image.std", "[0.4]"]) == 0
+        assert "normalised" not in capsys.readouterr().err
 
 
 def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
