@@ -19,7 +19,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import dataset_spec, load_dataset
 from ssdkd.models import create_model, load_weights, save_weights
 from ssdkd.run import main
-from ssdkd.tracking.display import Display, describe
+from ssdkd.tracking.display import Display, describe, summary_table
 from ssdkd.tracking.folder import RunFolder
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
@@ -293,6 +293,13 @@ def test_the_pace_of_slow_rounds_can_be_read(seconds: float, pace: str) -> None:
     facts = {"round": 20.0, "seconds": seconds, "probe_kl": 1.0, "probe_agreement": 0.5, "class_entropy": 1.0}
     assert describe(facts, None).startswith(f"{pace}, probe KL 1.000")
     assert describe({**facts, "class_entropy": -1e-9}, None).endswith("class balance 0.00")
+
+
+def test_the_shares_of_the_time_are_of_the_seconds_beside_them(finished: Path) -> None:
+    phases = {"warmup": 30.0, "inversion": 4.0, "replay": 12.0, "rest": 4.0, "evaluation": 9.0}
+    table = summary_table({**summary_of(finished), "seconds": 50.0, "phase_seconds": phases})
+    told = list(table.columns[-1].cells)[-1]
+    assert told == "50.0 s: warmup 60 %, inversion 8 %, replay 24 %, rest 8 %; evaluation 9.0 s more"
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

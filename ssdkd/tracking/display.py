@@ -115,7 +115,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
     )
     budget = f" (budget: {summary['budget_rounds']})" if summary["budget_rounds"] else ""
     table.add_row("rounds", "", f"{summary['rounds']} by {summary['policy']}{budget}")
-    total = max(sum(summary["phase_seconds"].values()), 1e-9)
-    shares = ", ".join(f"{name} {100 * s / total:.0f} %" for name, s in summary["phase_seconds"].items())
-    table.add_row("time", "", f"{summary['seconds']:.1f} s: {shares}")
+    work = {name: s for name, s in summary["phase_seconds"].items() if name != "evaluation"}
+    total = max(sum(work.values()), 1e-9)
+    shares = ", ".join(f"{name} {100 * s / total:.0f} %" for name, s in work.items())
+    evaluation = f"; evaluation {summary['phase_seconds']['evaluation']:.1f} s more"
+    table.add_row("time", "", f"{summary['seconds']:.1f} s: {shares}{evaluation}")
     return table
