@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Collection
 
 from ssdkd.errors import ConfigError
@@ -13,6 +14,12 @@ def require_at_least(given: argparse.Namespace, **least: float) -> None:
     for name, low in least.items():
         if not getattr(given, name) >= low:  # nan is not
             raise ConfigError(f"--{name.replace('_', '-')}: at least {low:g}.")
+
+
+def require_installed(module: str, package: str) -> None:
+    """Refuse to begin without what a benchmark needs beside ssdkd."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[bench]'.")
 
 
 def names_in(text: str, known: Collection[str], option: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.make_digits --out FOLDER       # ssdkd/assets, where what ships lies, is overwritten if named
 
-Needs scikit-learn (`pip install -e '.[dev]'`), whose copy of the UCI handwritten digits is split here into
+Needs scikit-learn (`pip install -e '.[bench]'`), whose copy of the UCI handwritten digits is split here into
 1,437 images for the teacher and 360, of every class its share, that it never saw.
 """
 
@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from benchmarks.arguments import require_installed
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.errors import Parser, run_command
 from ssdkd.evaluation import accuracy, predictions
@@ -32,6 +31,10 @@ TEACHER, DIGITS = "digits_teacher.safetensors", "digits.npz"
 
 def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Train and test images (N, 8, 8) uint8 and labels; the 0..16 of the set are spread over 0..255."""
+    require_installed("sklearn", "scikit-learn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
     parts = train_test_split(images, digits.target, test_size=360, random_state=0, stratify=digits.target)

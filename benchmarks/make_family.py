@@ -6,7 +6,7 @@ digits that ship for evaluation, enlarged: what policies are judged by.
 
     python -m benchmarks.make_family --out teachers/digits      # about a minute on two cores
 
-Needs scikit-learn (`pip install -e '.[dev]'`); the split is that of `benchmarks.make_digits`. Each teacher is a
+Needs scikit-learn (`pip install -e '.[bench]'`); the split is that of `benchmarks.make_digits`. Each teacher is a
 `convnet`; `configs/family.yaml` knows them by file name and builds them with the arguments below.
 """
 

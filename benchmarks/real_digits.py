@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from sklearn.model_selection import train_test_split
 
 from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import as_set, share_right, split
@@ -28,6 +27,8 @@ def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
     """Accuracy in percent on the 360 test digits, of the job's student trained on `count` real ones or on all."""
     images, test_images, labels, test_labels = split()
     if count is not None:
+        from sklearn.model_selection import train_test_split
+
         images, _, labels, _ = train_test_split(images, labels, train_size=count, random_state=seed, stratify=labels)
     learning = job.distillation
     options = TeacherTraining(

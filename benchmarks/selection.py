@@ -51,7 +51,7 @@ from agents.learning import NEUTRAL
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
 from agents.processes import pool
 from agents.tasks import family_from, held_out_tasks, merged
-from benchmarks.arguments import require_at_least
+from benchmarks.arguments import require_at_least, require_installed
 from envs.spaces import ENTRIES
 from ssdkd import run as command
 from ssdkd.build import build_engine
@@ -678,6 +678,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
     require_at_least(given, seeds=1, jobs=1, first_seed=0)
+    require_installed("scipy", "SciPy")
     plot = Path(given.plot or Path(given.out) / "selection.png")
     if plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"plot: {plot} must end in .png or .svg.")
@@ -723,9 +724,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install -e '.[bench]'", file=sys.stderr)
-        return ConfigError.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the runs that are left.", file=sys.stderr)
         return 130

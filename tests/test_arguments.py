@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cost, default_run, kill_test, learning_curve, make_family, screen, switches, units, views
+from benchmarks import (
+    cost,
+    default_run,
+    kill_test,
+    learning_curve,
+    make_digits,
+    make_family,
+    screen,
+    selection,
+    switches,
+    units,
+    views,
+)
 from benchmarks import round as rounds
 from ssdkd.errors import run_command
 
@@ -111,3 +124,22 @@ def test_fuzzing_takes_a_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.setattr("sys.argv", ["fuzz", *words.split()])
         assert fuzz.main() == 2
         assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "module"),
+    [(make_digits, "--out made", "sklearn"), (make_family, "--out made", "sklearn"), (selection, "--seeds 1", "scipy")],
+)
+def test_a_package_that_is_missing_is_named_before_the_work(
+    benchmark: Any,
+    arguments: str,
+    module: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)  # as Python sees what is not installed
+    assert run_command(benchmark.run, arguments.split()) == 2
+    assert capsys.readouterr().err.endswith("which is not installed: pip install -e '.[bench]'.\n")
+    assert not list(tmp_path.rglob("*.*"))
