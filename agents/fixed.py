@@ -1,4 +1,4 @@
-"""Policies that do not learn: uniform, the paper's formula, any schedule, and chance.
+"""Policies that do not learn: uniform, the formula after the paper, any schedule, and chance.
 
 They have the `predict` of a Stable-Baselines3 model, so that the command runs all policies alike.
 """
@@ -62,7 +62,7 @@ def uniform() -> SchedulePolicy:
 
 
 def ssdkd() -> SchedulePolicy:
-    """The formula of the SSD-KD paper, as the coefficient table states it."""
+    """The formula after the SSD-KD paper, with the constants of the coefficient table."""
     start, end = (Coefficients(**{r.name: r.formula[when] for r in RANGES}) for when in (0, 1))
     return SchedulePolicy(start, end)
 

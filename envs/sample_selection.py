@@ -147,7 +147,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
       function of the engine and of the statistics before and after the round
     - `warm_starts`: 0: every episode warms up a generator of its own. K: every teacher has K warm-ups, each done
       once and then copied, for all students and budgets; students start from K initial weights, and the rounds
-      that follow are still random. Saves up to half of a short episode
+      that follow are still random. Saves about a third of a short episode
     - `engine`: an engine to drive, for one episode, instead of building one (used by the command)
     - `render_mode`: "rgb_array", or "human", by which every `reset` and `step` prints what `render` tells
 

@@ -19,7 +19,7 @@ class Range:
     low: float
     high: float
     neutral: float
-    formula: tuple[float, float]  # the SSD-KD paper's fixed choice, at the start and at the end of a run
+    formula: tuple[float, float]  # what `ssdkd` sets, at the start and at the end of a run (docs/method.md)
     logarithmic: bool  # equal action steps multiply it, rather than add to it
     steers: str
 
