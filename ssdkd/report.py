@@ -40,6 +40,7 @@ class Record:
     lines: list[dict[str, float]]
     summary: dict[str, Any]  # empty where the run did not come to its end
     picture: bytes | None
+    ranked: bool = True  # whether the picture goes by replays, not by the teacher's confidence
 
     @property
     def policy(self) -> str:
@@ -87,13 +88,17 @@ def read_run(path: str | os.PathLike[str]) -> Record:
     if lacking:
         raise SsdkdError(f"{folder / SUMMARY} has no number for {lacking[0]}: is it of another version of ssdkd?")
     _end_the_accuracy(lines, summary)
-    shown = next((folder / name for name in (REPLAYS, PICTURE) if (folder / name).is_file()), None)
+    tracking = config.get("tracking")
+    without = isinstance(tracking, dict) and tracking.get("images") is False
+    pictures = [folder / name for name in (REPLAYS, PICTURE) if not without and (folder / name).is_file()]
+    shown = pictures[0] if pictures else None
     return Record(
         folder.path.resolve(),
         config,
         lines,
         summary,
         shown.read_bytes() if shown else None,
+        shown is None or shown.name == REPLAYS,
     )
 
 
@@ -224,14 +229,17 @@ def _verdict(run: Record) -> str:
     return f'{state}<div class="cards">{shown}</div>'
 
 
+_RANKED = "from the most to the least replayed; the count stands under each, the frame darkens with it"
+_BY_CONFIDENCE = "the one that the teacher is surest of first"
+
+
 def _picture(run: Record) -> str:
     if run.picture is None:
         return ""
     return _section(
         "The images",
         _image(run),
-        "A row for each class, from the most to the least replayed; the count stands under each, the frame "
-        "darkens with it. All of them are synthetic.",
+        f"A row for each class, {_RANKED if run.ranked else _BY_CONFIDENCE}. All of them are synthetic.",
     )
 
 

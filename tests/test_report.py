@@ -73,6 +73,21 @@ def test_a_run_ends_with_its_report(runs: dict[str, Path]) -> None:
     assert np.asarray(picture).shape[2] == 3
 
 
+def test_the_picture_is_called_what_it_is_and_left_out_where_no_pictures_are_wanted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert "from the most to the least replayed" in (runs["ssdkd-seed0"] / "report.html").read_text(encoding="utf-8")
+    for option, shown in (("--tracking.report", 1), ("--tracking.images", 0)):
+        out = tmp_path / option
+        assert run_main([*SMALL, "--out", str(out), "--quiet", option, "off"]) == 0
+        (run,) = out.iterdir()
+        assert not (run / "replays.png").exists()
+        assert report.main([str(run)]) == 0
+        page = (run / "report.html").read_text(encoding="utf-8")
+        assert len(pictures_of(page)) == shown
+        assert "replayed; the count" not in page, "buffer.png, which is there, goes by confidence"
+
+
 @pytest.mark.parametrize("names", [["ssdkd-seed0"], ["ssdkd-seed0", "ssdkd-seed1", "uniform-seed0"]])
 def test_the_page_needs_nothing_from_elsewhere(runs: dict[str, Path], tmp_path: Path, names: list[str]) -> None:
     report.write_report([runs[name] for name in names], tmp_path / "page.html")
