@@ -118,6 +118,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     work = {name: s for name, s in summary["phase_seconds"].items() if name != "evaluation"}
     total = max(sum(work.values()), 1e-9)
     shares = ", ".join(f"{name} {100 * s / total:.0f} %" for name, s in work.items())
-    evaluation = f"; evaluation {summary['phase_seconds']['evaluation']:.1f} s more"
+    measuring = summary["phase_seconds"]["evaluation"]
+    evaluation = f"; evaluation {measuring:.1f} s more" if measuring >= 0.05 else ""
     table.add_row("time", "", f"{summary['seconds']:.1f} s: {shares}{evaluation}")
     return table
