@@ -187,7 +187,7 @@ class TrackingConfig:
     tensorboard: bool = option(True, "whether event files for TensorBoard are written")
     every: int = option(10, "rounds between points of TensorBoard's curves", low=1)
     pictures_every: int = option(0, "the same for histograms and pictures; 0: 50, or more where they would cost", low=0)
-    images: bool = option(True, "whether pictures go to TensorBoard (on or off)")
+    images: bool = option(True, "whether pictures go to TensorBoard and into the report")
     report: bool = option(True, "whether report.html is written at the end")
 
 
