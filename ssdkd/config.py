@@ -67,9 +67,11 @@ class ImageConfig:
     height: int | None = option(None, "pixels", low=1)
     width: int | None = option(None, "pixels", low=1)
     classes: int | None = option(None, "classes of the teacher", low=2)
-    mean: list[float] | None = option(None, "the teacher's normalisation of pixels in [0, 1], per channel")
-    std: list[float] | None = option(None, "the same, the divisor")
-    flip: bool | None = option(None, "whether a mirrored image keeps its class")
+    mean: list[float] | None = option(
+        None, "the teacher's normalisation of pixels in [0, 1], per channel; null: as the data set says, else 0.5"
+    )
+    std: list[float] | None = option(None, "the same, the divisor; null: as the data set says, else 0.25")
+    flip: bool | None = option(None, "whether a mirrored image keeps its class; null: as the data set says, else no")
 
 
 @dataclass
