@@ -217,7 +217,11 @@ class RunConfig:
     minutes: float | None = option(None, "budget, in minutes instead of rounds", low=0)
     seed: int = option(0, "everything random follows from it", low=0, high=2**48)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-    precision: str = option("auto", "arithmetic of convolutions", choices=("auto", "float32", "bfloat16"))
+    precision: str = option(
+        "auto",
+        "arithmetic of convolutions; auto: bfloat16 for large networks where the hardware is quick at it",
+        choices=("auto", "float32", "bfloat16"),
+    )
     layout: str = option(
         "auto", "how maps lie in memory; auto: channels last", choices=("auto", "channels_last", "contiguous")
     )
