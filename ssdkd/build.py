@@ -137,8 +137,13 @@ def name_in_memory(network: nn.Module) -> str:
     return f"<{type(network).__name__}>"
 
 
+def is_in_memory(name: str) -> bool:
+    """Whether a name in a configuration stands for such a network."""
+    return name.startswith("<")
+
+
 def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Module:
-    if name.startswith("<"):
+    if is_in_memory(name):
         raise ConfigError(
             f"the run was given {name[1:-1]} as a network in memory, which no name rebuilds: "
             "go on with ssdkd.distill(teacher, student, resume=RUN)."

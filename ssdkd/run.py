@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssdkd.build import build_engine, name_in_memory
+from ssdkd.build import build_engine, is_in_memory, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.data import says_normalisation
@@ -159,7 +159,7 @@ def run(
                 display.say(f"saved at round {engine.round}")
             signals.save = False
             if signals.stop and not engine.finished:
-                raise Stopped(signals.stop, how_to_go_on(saver.folder, saver.saved))
+                raise Stopped(signals.stop, _how_to_go_on(engine, saver))
         if metrics is not None:
             metrics.close()
         engine.student.eval()
@@ -190,7 +190,13 @@ def _with_what_is_left(error: Exception, engine: Engine, saver: Saver) -> Numeri
             save_weights(engine.student, saver.folder / SO_FAR)
         except CheckpointError as failed:
             kept = f"its student so far was not written ({str(failed).rstrip('.')})"
-    return NumericalError(f"{what}; {kept}; {how_to_go_on(saver.folder, saver.saved)}")
+    return NumericalError(f"{what}; {kept}; {_how_to_go_on(engine, saver)}")
+
+
+def _how_to_go_on(engine: Engine, saver: Saver) -> str:
+    """The end of a sentence about this run, whose networks have a name or were handed over."""
+    roles = (engine.config.teacher, engine.config.student)
+    return how_to_go_on(saver.folder, saver.saved, in_memory=any(is_in_memory(role.name) for role in roles))
 
 
 def close(metrics: MetricsFile | None, tracker: Tracker | None) -> None:

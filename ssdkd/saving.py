@@ -46,13 +46,19 @@ def run_until_stopped(run: Callable[[Sequence[str] | None], object], argv: Seque
         return stopped.exit_code
 
 
-def how_to_go_on(folder: Path | None, saved: int | None) -> str:
-    """The end of a sentence about a run that was cut off; `saved` is the round of its newest checkpoint, if any."""
+def how_to_go_on(folder: Path | None, saved: int | None, in_memory: bool = False) -> str:
+    """The end of a sentence about a run that was cut off; `saved` is the round of its newest checkpoint, if any.
+
+    `in_memory`: its networks were handed over, so that no command can build them.
+    """
     if folder is None:
         return "nothing was saved"
     if saved is None:
         return "there is no checkpoint to go on from"
-    return f"the run is saved as of round {saved} and goes on with: python -m ssdkd.run --resume {folder}"
+    command = f"python -m ssdkd.run --resume {folder}"
+    if in_memory:
+        command = f"ssdkd.distill(teacher, student, resume={str(folder)!r})"
+    return f"the run is saved as of round {saved} and goes on with: {command}"
 
 
 class StopSignals:

@@ -128,9 +128,10 @@ def test_a_stopped_call_is_gone_on_with(
     undisturbed = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **SMALL)
     with monkeypatch.context() as patched:
         patched.setattr(Display, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped) as stopped:
             ssdkd.distill(digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **SMALL)
     (folder,) = tmp_path.iterdir()
+    assert str(stopped.value).endswith(f"goes on with: ssdkd.distill(teacher, student, resume={str(folder)!r})")
     assert main(["--resume", str(folder)]) == 2
     assert "go on with ssdkd.distill(teacher, student, resume=RUN)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="leave out all others"):
