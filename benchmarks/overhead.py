@@ -22,7 +22,7 @@ from agents import choose_policy
 from ssdkd import run as command
 from ssdkd.build import build_engine
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, to_yaml
-from ssdkd.errors import run_command
+from ssdkd.errors import ConfigError, run_command
 from ssdkd.tracking import Display, RunFolder
 from ssdkd.tracking.folder import CONFIG
 
@@ -56,6 +56,8 @@ def measure(config: RunConfig) -> dict[str, float]:
         folder.write_text(CONFIG, to_yaml(config))
         with folder.claimed():
             command.run(config, engine, folder, Display(quiet=True), policy=policy)
+    if len(policy.at) < 3:
+        raise ConfigError(f"rounds: {len(policy.at)} played tell nothing, for the first is left out; give more.")
     whole, own = np.diff(np.array(policy.at[1:]), axis=0).T
     return {
         "rounds": len(whole),

@@ -112,7 +112,7 @@ def looked_at_once(device: torch.device, pixels: int) -> int:
 def compiles(switch: str, device: torch.device, long_run: bool) -> bool:
     """Whether the student's step is compiled: as `switch` says; `auto`: on a GPU, where a long run earns back the wait.
 
-    On a CPU, steps that are a fifth faster pay for half a minute of compilation only after some 2,600 (docs/results.md).
+    On a CPU, steps that are a fifth faster pay for half a minute of compilation after some 2,600 (docs/results.md).
     """
     if switch == "on" and not has_compiler(device):
         raise ConfigError(
