@@ -46,7 +46,7 @@ MEASURED = 4096  # values of which quantiles are taken
 SMALLEST_FOR_PYRAMID = 16  # pixels; below, there are too few scales to gain from
 SMALL_FOR_MUON = 1_000_000  # weights; in one of four million its step takes as long as the gradient's
 TERMS_OF_GENERATOR = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial": 1.0}
-TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 1.0}
+TERMS_OF_PYRAMID = {"batch_norm": 1.0, "one_hot": 1.0, "adversarial": 4.0}
 TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
 
 
