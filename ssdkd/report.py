@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import os
 import sys
@@ -372,7 +373,8 @@ def _grouped(runs: Sequence[Record]) -> list[Curve]:
     found = []
     for number, run in enumerate(runs):
         settings = _flat(run.config)
-        label = ", ".join(f"{key.rsplit('.', 1)[-1]} {settings.get(key)}" for key in varied[:2]) or f"run {number + 1}"
+        named = (f"{key.rsplit('.', 1)[-1]} {_as_in_yaml(settings.get(key))}" for key in varied[:2])
+        label = ", ".join(named) or f"run {number + 1}"
         found.append(Curve(label, COLOURS[number % len(COLOURS)], [run]))
     return found
 
@@ -410,7 +412,7 @@ def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
 def _differences(runs: Sequence[Record]) -> str:
     settings = [_flat(run.config) for run in runs]
     rows = "".join(
-        f"<tr><td>{_text(key)}</td>{''.join(f'<td>{_text(s.get(key))}</td>' for s in settings)}</tr>"
+        f"<tr><td>{_text(key)}</td>{''.join(f'<td>{_text(_as_in_yaml(s.get(key)))}</td>' for s in settings)}</tr>"
         for key in _varied(settings)
     )
     if not rows:
@@ -418,6 +420,10 @@ def _differences(runs: Sequence[Record]) -> str:
     head = "".join(f"<th>{_text(run.path.name)}</th>" for run in runs)
     table = f'<table class="differ"><tr><th></th>{head}</tr>{rows}</table>'
     return _section("Settings that differ", f'<div class="wide">{table}</div>')
+
+
+def _as_in_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -116,6 +117,20 @@ def test_several_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> Non
     assert f"<td>{sum(two) / 2:.2f}</td>" in mean.group()
     assert len(pictures_of(page)) == 2  # one of each policy
     assert re.search(r"<td>policy</td>(<td>\w+</td>){3}", page)  # settings that differ
+
+
+def test_settings_that_differ_are_written_as_in_the_configuration(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name, given in (("open", "null"), ("given", "true")):
+        shutil.copytree(runs["ssdkd-seed0"], tmp_path / name)
+        config = tmp_path / name / "config.yaml"
+        text, count = re.subn("rendered: .*", f"rendered: {given}", config.read_text())
+        assert count == 1
+        config.write_text(text)
+    out = tmp_path / "comparison.html"
+    assert report.main([str(tmp_path / "open"), str(tmp_path / "given"), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "<td>buffer.rendered</td><td>null</td><td>true</td>" in page
+    assert "rendered null" in text_of(page)
 
 
 def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path: Path) -> None:
