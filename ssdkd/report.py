@@ -369,14 +369,29 @@ def _grouped(runs: Sequence[Record]) -> list[Curve]:
             )
             for i, name in enumerate(policies)
         ]
-    varied = _varied([_flat(run.config) for run in runs])
+    settings = [_flat(run.config) for run in runs]
+    telling = _telling(settings)
     found = []
     for number, run in enumerate(runs):
-        settings = _flat(run.config)
-        named = (f"{key.rsplit('.', 1)[-1]} {_as_in_yaml(settings.get(key))}" for key in varied[:2])
-        label = ", ".join(named) or f"run {number + 1}"
-        found.append(Curve(label, COLOURS[number % len(COLOURS)], [run]))
+        named = (f"{_last_part(key)} {_in_short(settings[number].get(key))}" for key in telling)
+        found.append(Curve(", ".join(named) or f"run {number + 1}", COLOURS[number % len(COLOURS)], [run]))
     return found
+
+
+def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """At most two of the settings that differ: those that tell most runs apart."""
+    keys = _varied(settings)
+    told: list[str] = []
+
+    def kinds(key: str) -> int:
+        return len({tuple(repr(each.get(k)) for k in (*told, key)) for each in settings})
+
+    while keys and len(told) < 2:
+        best = max(keys, key=kinds)
+        if told and kinds(best) == kinds(told[-1]):
+            break
+        told.append(best)
+    return told
 
 
 def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
@@ -424,6 +439,17 @@ def _differences(runs: Sequence[Record]) -> str:
 
 def _as_in_yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _last_part(key: str) -> str:
+    """What a setting is called where there is little room: of a network's name, whose it is."""
+    return key.removesuffix(".name").rsplit(".", 1)[-1]
+
+
+def _in_short(value: Any) -> str:
+    """A setting for where there is little room: of a path, the name."""
+    text = _as_in_yaml(value)
+    return Path(text).name or text
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -551,7 +577,8 @@ img{max-width:100%;height:auto;border-radius:8px;background:#fff}
 figure{margin:0}figcaption{color:var(--soft);font-size:13px;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child,td.name,th.name{text-align:left}.mean td{font-weight:600}
+th:first-child,td:first-child,td.name,th.name{text-align:left}
+td.name{white-space:normal;overflow-wrap:anywhere;min-width:10em}.mean td{font-weight:600}
 .differ :is(th,td):not(:first-child){white-space:normal;overflow-wrap:anywhere;min-width:9em}
 details td:nth-child(2),details th:nth-child(2){text-align:left}
 .dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from ssdkd import report
@@ -131,6 +132,25 @@ def test_settings_that_differ_are_written_as_in_the_configuration(runs: dict[str
     page = out.read_text(encoding="utf-8")
     assert "<td>buffer.rendered</td><td>null</td><td>true</td>" in page
     assert "rendered null" in text_of(page)
+
+
+def test_runs_of_one_policy_are_called_by_what_tells_them_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+    folders = []
+    for teacher, rate in (("wide", 0.1), ("wide", 0.2), ("deep", 0.1)):
+        folders.append(tmp_path / f"{teacher}-{rate}")
+        shutil.copytree(runs["ssdkd-seed0"], folders[-1])
+        config = yaml.safe_load((folders[-1] / "config.yaml").read_text())
+        config["teacher"] |= {"name": teacher, "checkpoint": f"/weights/{teacher}.pth"}
+        config["distillation"]["learning_rate"] = rate
+        (folders[-1] / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    called = [curve.label for curve in report._grouped([report.read_run(folder) for folder in folders])]
+    assert called == [
+        "teacher wide, learning_rate 0.1",
+        "teacher wide, learning_rate 0.2",
+        "teacher deep, learning_rate 0.1",
+    ]
+    short = [curve.label for curve in report._grouped([report.read_run(folders[i]) for i in (0, 2)])]
+    assert short == ["teacher wide", "teacher deep"], "no more than it takes, and no path"
 
 
 def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def _legend(chart: Chart, width: float) -> list[list[tuple[float, Line]]]:
     if len(named) < 2:
         return []
     wanted = [34 + 6.3 * len(line.label) for line in named]
-    tighter = min(max(width / sum(wanted), 0.85), 1.0)
+    fits = width / sum(wanted)
+    tighter = fits if 0.85 <= fits < 1.0 else 1.0  # what one row cannot take stands in rows with room enough
     rows: list[list[tuple[float, Line]]] = [[]]
     offset = 0.0
     for line, room in zip(named, wanted, strict=True):
