@@ -128,8 +128,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `reward="outcome"`: half of it that area, half the last accuracy.
 
     ## Starting State
-    The generator has been warmed up, the probe is set aside, a first buffer is filled; the student is new. None of
-    it depends on actions, all of it on the seed.
+    The generator, where the search has one, is warmed up, the probe is set aside, a first buffer is filled; the
+    student is new. None of it depends on actions, all of it on the seed.
 
     ## Episode End
     Terminated when what is left of the budget no longer pays for half a round, or when training left the finite
