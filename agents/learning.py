@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import json
 import pickle
@@ -25,6 +24,7 @@ from torch import nn
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, SsdkdError, first_line
+from ssdkd.importing import registered_or_imported
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "sac": SAC, "td3": TD3}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -32,17 +32,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "el
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """The class behind ppo, a2c, sac, td3 or an import path such as `sb3_contrib:TQC`."""
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ConfigError(
-            f"algorithm: expected {', '.join(ALGORITHMS)} or an import path such as sb3_contrib:TQC, got {name!r}."
-        )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"algorithm: {name} cannot be imported ({error}); is its package installed?") from error
+    found = registered_or_imported("algorithm", name, ALGORITHMS, "sb3_contrib:TQC")
     if not (isinstance(found, type) and issubclass(found, BaseAlgorithm)):
         raise ConfigError(f"algorithm: {name} is not a Stable-Baselines3 algorithm.")
     return found

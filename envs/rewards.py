@@ -14,12 +14,12 @@ episode favours many cheap rounds.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 
 from ssdkd.engine import Engine, Statistics
-from ssdkd.errors import ConfigError, in_one_line
+from ssdkd.errors import ConfigError
+from ssdkd.importing import registered_or_imported
 
 Reward = Callable[[Engine, Statistics, Statistics], float]
 REWARDS: dict[str, Reward] = {}
@@ -42,17 +42,7 @@ def reward_by(name: str) -> Reward:
     Raises:
         ConfigError: there is none.
     """
-    if name in REWARDS:
-        return REWARDS[name]
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ConfigError(
-            f"reward: expected one of {', '.join(REWARDS)} or an import path such as my_module:my_reward, got {name!r}."
-        )
-    try:
-        found: Reward = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module runs any code when imported
-        raise ConfigError(f"reward: {name} cannot be imported: {in_one_line(error)}.") from error
+    found: Reward = registered_or_imported("reward", name, REWARDS, "my_module:my_reward")
     if not callable(found):
         raise ConfigError(f"reward: {name} is a {type(found).__name__}, not a function of engine, before and after.")
     return found

@@ -77,6 +77,16 @@ def apart_from_caller() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def threads_given_back() -> Iterator[None]:
+    """Whatever number of threads is set inside, afterwards it is the caller's again."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":

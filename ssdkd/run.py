@@ -20,7 +20,7 @@ from ssdkd.build import build_engine, is_in_memory, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.data import says_normalisation
-from ssdkd.devices import apart_from_caller, is_out_of_memory
+from ssdkd.devices import apart_from_caller, is_out_of_memory, threads_given_back
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, first_line
 from ssdkd.models import count_parameters, save_weights
@@ -85,7 +85,7 @@ def distill(
             config.out = out
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     # the caller's random numbers go on as if nothing had been drawn
-    with apart_from_caller(), torch.random.fork_rng(devices):
+    with apart_from_caller(), threads_given_back(), torch.random.fork_rng(devices):
         engine = build_engine(config, copy_of(teacher, "teacher"), student)
         display = Display(quiet=True)
         if from_folder is not None:

@@ -24,7 +24,7 @@ from test_env import TINY
 from agents import choose_policy, curves, evaluate, train
 from agents.adapt import AdaptivePolicy
 from agents.evaluate import area_under, interquartile_mean, rounds_of
-from agents.learning import NEUTRAL, Spaces, build_learner
+from agents.learning import NEUTRAL, Spaces, algorithm_class, build_learner
 from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs.spaces import ENTRIES
@@ -770,6 +770,13 @@ def test_a_training_that_cannot_be_is_refused_in_one_sentence_and_leaves_no_fold
     assert word in told
     assert told.count("\n") == 1
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_an_algorithm_whose_module_fails_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_agents.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^algorithm: broken_agents:Agent cannot be imported: RuntimeError: no lic"):
+        algorithm_class("broken_agents:Agent")
 
 
 @pytest.mark.parametrize(

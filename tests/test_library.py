@@ -184,6 +184,16 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_the_callers_number_of_threads_is_left_alone() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        ssdkd.distill(digits_teacher(), a_student(), dataset="digits", threads=1, **SMALL)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_caller_may_be_without_gradients(mode: Any) -> None:
     networks = digits_teacher(), a_student()
