@@ -142,7 +142,8 @@ def undisturbed_run(options: Sequence[str]) -> Undisturbed:
         whole = run_or_kill(command(out, options), until=note_first_round)
         seconds = time.monotonic() - began
         if whole.returncode:
-            raise SystemExit(whole.stderr)
+            print(whole.stderr, end="", file=sys.stderr)
+            raise SystemExit(whole.returncode)
         (folder,) = out.iterdir()
         return Undisturbed(last_round(folder), seconds, min(first[0], seconds / 2), student_of(folder))
 

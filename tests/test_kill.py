@@ -74,3 +74,10 @@ def test_a_moment_is_a_round_of_the_undisturbed_run() -> None:
     assert whole.round_at(10 / 60) == pytest.approx(0.0)
     assert whole.round_at(35 / 60) == pytest.approx(50.0)
     assert whole.round_at(0.0) < 0
+
+
+def test_a_run_that_is_refused_is_refused_as_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        kill_test(1, per_run=1, seed=0, jobs=1, options=["--roundz", "3"], interval=2)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown option --roundz")
