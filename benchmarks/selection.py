@@ -5,6 +5,7 @@
     python -m benchmarks.selection --tasks held-out --teachers-root teachers/digits     # of configs/family.yaml
     python -m benchmarks.selection --policies ssdkd "schedule={alpha: 0.6, effort: [2, 0.5]}" --jobs 2
     python -m benchmarks.selection --policies learned --ablate                          # what each coefficient is worth
+    python -m benchmarks.selection --policies learned --share 0.667 --out runs/less     # where it ends with less
 
 Every run is one distillation with a run folder of its own in `--out`, so that `tensorboard --logdir OUT` and
 `python -m ssdkd.report OUT/*/` show them on the same axes. A run that is finished is not repeated: stop and start
@@ -525,6 +526,7 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
         raise ConfigError(f"--tasks: two of {', '.join(tasks)} have one name, by which results are told apart.")
     for label, task in zip(labels, tasks, strict=True):
         shared = task_config(task, given, options)
+        shared.rounds = max(1, round(given.share * (shared.rounds or 1)))
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for name, rule in rules.items():
                 config = copy.deepcopy(shared)
@@ -666,6 +668,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="uniform, random, ssdkd, learned, or coefficients: 'NAME={alpha: 0.6, beta: [0.4, 1]}' (all four)",
     )
     parser.add_argument("--policy-file", help="the learned policy; the one that ships")
+    parser.add_argument("--share", type=float, default=1.0, help="of its task's rounds, for every run (%(default)s)")
     parser.add_argument("--ablate", action="store_true", help="also: the learned policy without each of its parts")
     parser.add_argument("--teachers-root", help="folder of the held-out tasks' teachers")
     parser.add_argument("--seeds", type=int, default=10, help="how many (%(default)s)")
@@ -678,6 +681,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
     require_at_least(given, seeds=1, jobs=1, first_seed=0)
+    if not 0.0 < given.share <= 1.0:
+        raise ConfigError("--share: above 0 and at most 1.")
     require_installed("scipy", "SciPy")
     plot = Path(given.plot or Path(given.out) / "selection.png")
     if plot.suffix not in (".png", ".svg"):

@@ -248,6 +248,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--tasks", "a/job.yaml", "b/job.yaml"], "one name"),
         (["--policies", "ssdkd", "--ablate"], "--ablate"),
         (["--plot", "plot.gif"], "plot"),
+        (["--share", "0"], "--share: above 0 and at most 1"),
         (["--wisdom", "3"], "wisdom"),
     ],
 )
@@ -277,6 +278,13 @@ def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
     config = selection.task_config("mnist-400", given, [])
     assert (config.dataset, config.teacher.name, config.buffer.capacity) == ("mnist", "lenet5", 400)
     assert config.tracking.evaluate_every == 1, "the curve needs every round"
+
+
+def test_runs_may_be_given_a_share_of_their_rounds(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]
+    whole = selection.run(flags)["runs"][0]
+    part = selection.run([*flags, "--out", str(tmp_path / "less"), "--share", "0.34"])["runs"][0]
+    assert [len(run["shares"]) - 1 for run in (whole, part)] == [3, 1]
 
 
 @pytest.mark.parametrize("task", ["held-out-0", "held-out-7", "held-out-x"])
