@@ -471,7 +471,7 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
         exclusive=("rounds", "minutes"),
         below=[base, (merged(every_round, over, own), f"task {task}")],
     )
-    if config.minutes is not None:
+    if config.rounds is None or config.minutes is not None:
         raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
     if config.teacher.checkpoint is None:
         raise ConfigError(f"task {task} needs a teacher: give --teacher FILE.")
@@ -526,7 +526,7 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
         raise ConfigError(f"--tasks: two of {', '.join(tasks)} have one name, by which results are told apart.")
     for label, task in zip(labels, tasks, strict=True):
         shared = task_config(task, given, options)
-        shared.rounds = max(1, round(given.share * (shared.rounds or 1)))
+        shared.rounds = max(1, round(given.share * (shared.rounds or 1)))  # task_config refuses None
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             for name, rule in rules.items():
                 config = copy.deepcopy(shared)

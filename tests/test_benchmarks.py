@@ -240,6 +240,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--policies", "{alpha: 1}", "{alpha: 0.5}"], "twice"),
         (["--policies", "uniform", "ssdkd={alpha: 0.5}"], "twice"),
         (["--minutes", "1"], "equal compute"),
+        (["--rounds", "null"], "equal compute"),
         (["--seeds", "0"], "seeds"),
         (["--first-seed", "-4"], "first-seed: at least 0"),
         (["--tasks", "mnist"], "--teacher"),
