@@ -335,7 +335,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         engine.begin()
 
     def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:
-        """One round; where training leaves the finite numbers, the last round's facts with an infinite KL."""
+        """One round; where training fails for good, the last round's facts with an infinite KL."""
         assert self._loop is not None
         try:
             return self._measured(self._loop.send(coefficients))
