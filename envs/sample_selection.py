@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +21,7 @@ from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import RunConfig, build, cut, read_yaml
 from ssdkd.devices import apart_from_caller
 from ssdkd.engine import Engine, Statistics
-from ssdkd.errors import ConfigError, NumericalError
+from ssdkd.errors import ConfigError, NumericalError, in_one_line
 
 # The settings that a warm-up depends on, and what of an engine's state it makes.
 _WARMED_BY = (
@@ -242,7 +243,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         before = self.memory.now
         with self._own_randomness():
             after = self._play(coefficients, before)
-        reward = self._reward(self.engine, before, after)
+        reward = self._worth(before, after)
         self.memory.recent.append(after)
         self.memory.coefficients, self.memory.reward = coefficients, reward
         self.memory.gain = REWARDS["probe"](self.engine, before, after)
@@ -343,6 +344,20 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             if self._given is not None:
                 raise
             return {**before, "probe_kl": float("inf")}
+
+    def _worth(self, before: Statistics, after: Statistics) -> float:
+        """The reward of a round; one given by its import path is anyone's code."""
+        try:
+            given = self._reward(self.engine, before, after)
+        except Exception as error:
+            raise ConfigError(f"reward: {self.reward_name} fails: {in_one_line(error)}.") from error
+        try:
+            reward = float(given)
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several numbers
+            reward = math.nan
+        if not math.isfinite(reward):
+            raise ConfigError(f"reward: {self.reward_name} is to return a finite number, and returned {cut(given)}.")
+        return reward
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -484,6 +485,28 @@ def test_a_reward_of_ones_own_is_given_by_its_import_path(tmp_path: Path, monkey
     }.items():
         with pytest.raises(ConfigError, match=rf"^reward: {told}"):
             tiny_env(reward=name)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("after['nothing']", "fails: KeyError: 'nothing'"),
+        ("None", "is to return a finite number, and returned None"),
+        ("'much'", "is to return a finite number, and returned 'much'"),
+        ("float('nan')", "is to return a finite number, and returned nan"),
+        ("[1.0]", r"is to return a finite number, and returned \[1.0\]"),
+    ],
+)
+def test_a_reward_that_is_no_number_is_refused_in_one_sentence(
+    written: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_rewards.py").write_text(f"def odd(engine, before, after):\n    return {written}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
+    env = tiny_env(reward="odd_rewards:odd")
+    env.reset(seed=1)
+    with pytest.raises(ConfigError, match=rf"^reward: odd_rewards:odd {told}\.$"):
+        env.step(np.ones(SIZE))
 
 
 def test_the_observation_is_blind_to_the_reward() -> None:
