@@ -5,15 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
+from ssdkd.errors import SsdkdError
 
-def pool(processes: int) -> ProcessPoolExecutor:
-    """So many worker processes; what they are given must be importable."""
+
+@contextmanager
+def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """So many worker processes; what they are given must be importable.
+
+    Raises:
+        SsdkdError: one of them has ended before its work.
+    """
     context = multiprocessing.get_context("spawn")  # a forked PyTorch may hang
-    return ProcessPoolExecutor(processes, context, _begin)
+    with ProcessPoolExecutor(processes, context, _begin) as workers:
+        try:
+            yield workers
+        except BrokenProcessPool as error:
+            raise SsdkdError(
+                "a process that worked beside others has ended, perhaps for lack of memory; ask for fewer at once."
+            ) from error
 
 
 def _begin() -> None:

@@ -1,14 +1,17 @@
 """Workers end with the process that started them, however that ends."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from agents.processes import pool
+from ssdkd.errors import SsdkdError
 
 STARTER = """
 import os, sys, time
@@ -43,3 +46,8 @@ def test_a_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path
     while is_there(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_there(worker)
+
+
+def test_a_worker_that_ends_before_its_work_is_one_sentence() -> None:
+    with pytest.raises(SsdkdError, match="a process that worked beside others has ended"), pool(1) as workers:
+        list(workers.map(os._exit, [1]))
