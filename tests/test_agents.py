@@ -850,6 +850,17 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 
 
+def test_an_evaluation_stopped_by_ctrl_c_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "play", interrupted)
+    assert evaluate.main(["--config", tiny_family(tmp_path), "--policies", "[uniform]"]) == 130
+    assert capsys.readouterr().err.startswith("stopped; ")
+
+
 def test_a_sample_of_the_tasks_is_drawn_by_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[int]] = []
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks import screen
 from benchmarks.screen import Pair, columns, effects, halves_of, main, no_longer_than, play_pair, shift_at, show
 from ssdkd.coefficients import RANGES
 
@@ -73,6 +74,24 @@ def test_pairs_that_were_played_are_not_played_again(tmp_path: Path, capsys: pyt
     assert [json.loads(line)["number"] for line in out.read_text().splitlines()] == [0, 1, 2, 3]
     for shift in ("effort", "effort*progress"):
         assert f"| `{shift}` | 0.5 |" in told
+
+
+def test_ctrl_c_keeps_the_pairs_that_were_played_and_says_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
+    family.write_text(TINY)
+
+    def interrupted(number: int, *rest: Any) -> Pair:
+        if number == 1:
+            raise KeyboardInterrupt
+        return play_pair(number, *rest)
+
+    monkeypatch.setattr(screen, "play_pair", interrupted)
+    asked = ["--family", str(family), "--policy", "ssdkd", "--turn", "effort=0.5", "--pairs", "2", "--out", str(out)]
+    assert main(asked) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on with the pairs that are left.\n"
+    assert [json.loads(line)["number"] for line in out.read_text().splitlines()] == [0]
 
 
 def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
