@@ -15,15 +15,17 @@ saves after the rollout and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ from ssdkd import checkpoint
 from ssdkd.build import has_evaluation
 from ssdkd.coefficients import RANGES
 from ssdkd.config import differences, option, parse_command_line, read_yaml, to_yaml
-from ssdkd.errors import CheckpointError, ConfigError, SsdkdError, first_line
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, SsdkdError, first_line
 from ssdkd.saving import Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, RunFolder
 
@@ -210,13 +212,35 @@ def _environment(
     base: str, tasks: list[Task], config: TrainConfig, observations: list[str], actions: list[str]
 ) -> Callable[[], Pausable]:
     def make() -> Pausable:
-        if multiprocessing.parent_process() is not None:
+        apart = multiprocessing.parent_process() is not None
+        if apart:
             torch.set_num_threads(1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
         env = SampleSelectionEnv(base, tasks=tasks, reward=config.reward, warm_starts=config.warm_starts)
-        return Pausable(Selected(env, observations, actions))
+        return (Apart if apart else Pausable)(Selected(env, observations, actions))
 
     return make
+
+
+class Apart(Pausable):
+    """In a process of its own, which an error ends: with its sentence and exit code, as it would end a command."""
+
+    def reset(self, **arguments: Any) -> Any:
+        with _said():
+            return super().reset(**arguments)
+
+    def step(self, action: Any) -> Any:
+        with _said():
+            return super().step(action)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    try:
+        yield
+    except SsdkdError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error
 
 
 class Record(BaseCallback):
@@ -374,7 +398,10 @@ def train(
             record.finish()
         model.logger.close()
     except (EOFError, ConnectionError) as error:
+        said = _has_said(training.vector)
         _abandon(training.vector)
+        if said:
+            raise ConfigError("an episode could not be played, for the reason above.") from error
         raise SsdkdError(
             "a process that played an episode has ended, perhaps for lack of memory; go on from the last checkpoint "
             f"with: python -m agents.train --resume {folder.path}"
@@ -398,6 +425,17 @@ def _is_of_the_algorithm(error: Exception) -> bool:
     # callbacks call Record
     others = ("envs", "ssdkd", "agents.learning", "agents.curves", "stable_baselines3.common.callbacks")
     return any(m.startswith("stable_baselines3") for m in modules) and not any(m.startswith(others) for m in modules)
+
+
+def _has_said(vector: VecEnv) -> bool:
+    """Whether a process that has ended told why, as `Apart` does."""
+    if not isinstance(vector.unwrapped, SubprocVecEnv):
+        return False
+    processes = {process.sentinel: process for process in vector.unwrapped.processes}
+    ended = [processes[sentinel] for sentinel in multiprocessing.connection.wait(list(processes), timeout=5.0)]  # type: ignore[index]
+    for process in ended:
+        process.join(5.0)
+    return any(process.exitcode in (ConfigError.exit_code, NumericalError.exit_code) for process in ended)
 
 
 def _abandon(vector: VecEnv) -> None:

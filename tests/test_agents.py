@@ -704,6 +704,20 @@ def test_an_environment_whose_process_ends_is_one_sentence(
     assert said.count("\n") == 1
 
 
+def test_a_task_that_cannot_be_played_in_a_process_of_its_own_is_a_sentence_and_leaves_no_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = train_flags(tmp_path, "ppo", "--steps", "16", "--processes", "true")
+    family = tmp_path / "tiny-family.yaml"
+    family.write_text(f"base: {tmp_path / 'base.yaml'}\ntasks: [{{buffer: {{capacity: 2}}}}]\n")
+    assert train.main(flags) == 2
+    told = capfd.readouterr().err
+    assert "error: buffer.capacity is 2 but distillation.batch is 16" in told
+    assert told.endswith("error: an episode could not be played, for the reason above.\n")
+    assert "Traceback" not in told
+    assert not list(tmp_path.glob("runs/*"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
