@@ -127,9 +127,11 @@ class TrainConfig:
         if self.begin is None:
             return None
         policy = load_policy(self.begin)
-        mine = {"algorithm": self.algorithm, "net_arch": list(self.net_arch), "activation": self.activation}
-        for name, value in {**mine, "observations": self.observed(), "actions": self.acted()}.items():
-            other = getattr(policy.description, name)
+        made, mine = policy.description, self.description()
+        names = ("algorithm", "net_arch", "activation", "observations", "actions")
+        both = {name: (getattr(made, name), getattr(mine, name)) for name in names}
+        both["use_sde"] = (bool(made.arguments.get("use_sde")), bool(mine.arguments.get("use_sde")))
+        for name, (other, value) in both.items():
             if other != value:
                 raise ConfigError(
                     f"begin: the policy's {name} is {other} and here it is {value}; "

@@ -635,6 +635,8 @@ def test_a_training_may_begin_with_a_policy(tmp_path: Path, capsys: pytest.Captu
     folders = len(list((tmp_path / "runs").iterdir()))
     assert train.main([*flags, "--net-arch", "[4]"]) == 2
     assert "begin: the policy's net_arch is [8] and here it is [4]" in capsys.readouterr().err
+    assert train.main([*flags, "--arguments", "{use_sde: true}"]) == 2
+    assert "begin: the policy's use_sde is False and here it is True" in capsys.readouterr().err
     assert train.main([*flags, "--begin", "nowhere.safetensors"]) == 2
     assert len(list((tmp_path / "runs").iterdir())) == folders
 
