@@ -84,6 +84,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}},
     "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
 }
+# Options of `ssdkd.run` that every run here has a value of its own for, and what says so.
+OWN = {"--seed": "--first-seed and --seeds", "--policy": "--policies"}
 # Entries that a schedule made for the task could know; all others tell how the run goes.
 FORESEEN = (
     "progress",
@@ -450,6 +452,9 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
 
 def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) -> RunConfig:
     """The configuration of a task's runs, but for policy and seed."""
+    for name in (option.partition("=")[0] for option in options):
+        if name in OWN:
+            raise ConfigError(f"{name}: every run has its own; give {OWN[name]}.")
     every_round = {"tracking": {"evaluate_every": 1}}
     own: dict[str, Any] = {}
     if task.startswith(HELD_OUT):
@@ -473,6 +478,8 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
     )
     if config.rounds is None or config.minutes is not None:
         raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
+    if config.adapt:
+        raise ConfigError("adapt: policies are compared as they are; leave it out.")
     if config.teacher.checkpoint is None:
         raise ConfigError(f"task {task} needs a teacher: give --teacher FILE.")
     config.checkpoint = CheckpointConfig(rounds=0, minutes=0.0)  # a run that was cut off begins anew

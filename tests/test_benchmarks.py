@@ -251,6 +251,9 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--plot", "plot.gif"], "plot"),
         (["--share", "0"], "--share: above 0 and at most 1"),
         (["--wisdom", "3"], "wisdom"),
+        (["--seed", "3"], "--seed: every run has its own; give --first-seed and --seeds."),
+        (["--policy=ssdkd"], "--policy: every run has its own; give --policies."),
+        (["--adapt", "true"], "adapt: policies are compared as they are"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
