@@ -615,8 +615,9 @@ def coefficient_charts(root: Path, names: Sequence[str]) -> list[Chart]:
     """
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     for folder in sorted(root.glob("*-learned-seed*")):
-        if (folder / METRICS).is_file():
-            runs.setdefault(folder.name.rsplit("-learned-", 1)[0], []).append(list(read_metrics(folder / METRICS)))
+        rounds = list(read_metrics(folder / METRICS)) if (folder / METRICS).is_file() else []
+        if rounds:  # else it ended in its first one
+            runs.setdefault(folder.name.rsplit("-learned-", 1)[0], []).append(rounds)
     found = []
     for r in (r for r in RANGES if r.name in names):
         lines = []
@@ -628,7 +629,8 @@ def coefficient_charts(root: Path, names: Sequence[str]) -> list[Chart]:
                 values = [r.to_unit(line[r.name]) for line in run]
                 at = np.searchsorted(ends[1:-1], GRID, side="right")
                 curves.append(np.array(values)[at])
-            lines.append(Line(task, (100 * GRID).tolist(), np.mean(curves, axis=0).tolist(), COLOURS[place]))
+            colour = COLOURS[place % len(COLOURS)]
+            lines.append(Line(task, (100 * GRID).tolist(), np.mean(curves, axis=0).tolist(), colour))
         span = f"{r.low:g} to {r.high:g}{', each step multiplies' if r.logarithmic else ''}"
         neutral = r.to_unit(r.neutral)
         lines.append(Line("neutral", [0.0, 100.0], [neutral, neutral], "#8a8f98", width=1.0))
@@ -692,8 +694,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ConfigError("--share: above 0 and at most 1.")
     require_installed("scipy", "SciPy")
     plot = Path(given.plot or Path(given.out) / "selection.png")
-    if plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"plot: {plot} must end in .png or .svg.")
+    for option, picture in (("--plot", plot), ("--coefficients", given.coefficients)):
+        if picture and Path(picture).suffix not in (".png", ".svg"):
+            raise ConfigError(f"{option}: {picture} must end in .png or .svg.")
     jobs, left_out = jobs_for(given, options)
     for sentence in left_out:
         print(sentence)
@@ -717,6 +720,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"\n{as_table(f'mean of {len(by_task)} tasks', together)}")
     result["runs"] = [asdict(o) for o in outcomes]
     write_result(given.json, "--json", json.dumps(result, indent=1) + "\n")
+    if not outcomes:
+        return result
     try:
         draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
         if given.coefficients:

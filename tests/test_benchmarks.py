@@ -24,7 +24,7 @@ from benchmarks.selection import Outcome, area_until, as_table, compare, estimat
 from envs.spaces import ENTRIES
 from ssdkd import costs
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import ConfigError
+from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.report import read_run
 from ssdkd.saving import Stopped
 
@@ -248,7 +248,8 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--tasks", "no_such_task"], "no_such_task"),
         (["--tasks", "a/job.yaml", "b/job.yaml"], "one name"),
         (["--policies", "ssdkd", "--ablate"], "--ablate"),
-        (["--plot", "plot.gif"], "plot"),
+        (["--plot", "plot.gif"], "--plot"),
+        (["--coefficients", "set.gif"], "--coefficients"),
         (["--share", "0"], "--share: above 0 and at most 1"),
         (["--wisdom", "3"], "wisdom"),
         (["--seed", "3"], "--seed: every run has its own; give --first-seed and --seeds."),
@@ -275,6 +276,28 @@ def test_a_comparison_that_is_stopped_says_how_it_goes_on(
     monkeypatch.setattr(selection.command, "run", stopped)
     assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
     assert capsys.readouterr().err == "error: stopped; the same command goes on with the runs that are left.\n"
+
+
+def test_a_comparison_of_which_every_run_fails_says_so_and_has_no_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruined(*_: Any, **__: Any) -> None:
+        raise NumericalError("the loss is not finite")
+
+    monkeypatch.setattr(selection.command, "run", ruined)
+    assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 1
+    assert "digits-ssdkd-seed0: the loss is not finite" in capsys.readouterr().out
+    assert not (tmp_path / "selection.png").exists()
+
+
+def test_what_the_policy_set_is_drawn_for_any_number_of_tasks(tmp_path: Path) -> None:
+    for task in range(15):
+        folder = tmp_path / f"task{task}-learned-seed0"
+        folder.mkdir()
+        line = json.dumps({"round": 1, "progress": 1.0, "effort": 1.0})
+        (folder / "metrics.jsonl").write_text(f"{line}\n" if task else "")
+    (chart,) = selection.coefficient_charts(tmp_path, ["effort"])
+    assert len(chart.lines) == 14 + 1, "a line for each task that was played, and neutral"
 
 
 def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
