@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents.evaluate import schedule
 from agents.learning import rows_of
@@ -179,7 +180,10 @@ def rule(text: str) -> tuple[str, dict[str, float]]:
 
 def loaded(name: str) -> LearnedPolicy:
     """The policy of a training's folder, or of a file."""
-    return load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
+    policy = load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
+    if not isinstance(policy.network, ActorCriticPolicy):
+        raise ConfigError(f"{name} is a policy of {policy.description.algorithm}; a mean is of evolution, PPO or A2C.")
+    return policy
 
 
 def run(argv: Sequence[str] | None = None) -> None:

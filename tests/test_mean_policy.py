@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.policies import DEFAULT, LearnedPolicy, load_policy
+from agents.policies import DEFAULT, Description, LearnedPolicy, fresh_network, load_policy
 from benchmarks.mean_policy import as_linear, by_hand, linear, main, mean_of, rule, widened
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES, Coefficients
@@ -72,6 +72,17 @@ def test_a_file_that_is_not_there_is_refused_in_a_sentence(
     monkeypatch.setattr(sys, "argv", ["mean_policy", "nobody.safetensors"])
     assert main() == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("others", [[], ["{effort: 2.0}"]])
+def test_a_policy_without_one_last_layer_is_refused_in_a_sentence(
+    others: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = Description("sac", [], "tanh")
+    LearnedPolicy(fresh_network(described), described).save(tmp_path / "sac.safetensors")
+    assert main([str(tmp_path / "sac.safetensors"), *others]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("sac.safetensors is a policy of sac; a mean is of evolution, PPO or A2C.\n")
 
 
 def test_a_widened_policy_does_the_same_until_it_learns_to_use_what_it_sees(tmp_path: Path) -> None:
