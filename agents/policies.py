@@ -368,4 +368,6 @@ def _load_zip(path: Path, trust: bool) -> LearnedPolicy:
     activation = next((name for name, kind in ACTIVATIONS.items() if kind is network.activation_fn), None)
     if activation is None:
         raise CheckpointError(f"policy {path} uses an activation other than {', '.join(ACTIVATIONS)}: train it again.")
-    return policy_of(model, Description(name, network.net_arch, activation, training={"from": path.name}))
+    arguments = {"use_sde": True} if model.use_sde else {}  # by which its weights are others
+    described = Description(name, network.net_arch, activation, arguments=arguments, training={"from": path.name})
+    return policy_of(model, described)

@@ -238,8 +238,9 @@ def test_files_that_are_no_policy_are_refused(tmp_path: Path) -> None:
         some_policy().save(tmp_path / "p.pth")
 
 
-def test_a_zip_of_stable_baselines_needs_trust(tmp_path: Path) -> None:
-    model = PPO("MlpPolicy", Spaces(NAMES, ACTIONS), policy_kwargs={"net_arch": [8]}, device="cpu")
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_a_zip_of_stable_baselines_needs_trust(use_sde: bool, tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", Spaces(NAMES, ACTIONS), policy_kwargs={"net_arch": [8]}, use_sde=use_sde, device="cpu")
     model.save(tmp_path / "foreign.zip")
     with pytest.raises(CheckpointError, match="--trust"):
         load_policy(tmp_path / "foreign.zip")
