@@ -26,7 +26,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
-from ssdkd.coefficients import Coefficients
+from ssdkd.coefficients import RANGES, Coefficients
 
 REMEMBERED = 10  # updates whose pairs are kept
 
@@ -65,6 +65,12 @@ class Evolution(PPO):
         self.constant = constant
         if self.pairs < 1:
             raise ValueError("pairs must be at least 1")
+        if not spread > 0.0:
+            raise ValueError("spread must be above 0")
+        for r in (r for r in RANGES if r.name in (start or {})):
+            value = (start or {})[r.name]
+            if not isinstance(value, (int, float)) or not r.low <= value <= r.high:
+                raise ValueError(f"start sets {r.name} to {value}, which is not within {r.low:g} .. {r.high:g}")
         super().__init__(policy, env, **ppo)
         begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
         assert self.env is not None
