@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -199,8 +200,12 @@ def difference(episodes: Sequence[Episode], name: str, other: str, measure: str)
 
     None where they did not, or fewer than two times, or where the measure is not known.
     """
-    theirs = {(e.task, e.seed): getattr(e, measure) for e in episodes if e.policy == other}
-    pairs = [(getattr(e, measure), theirs.get((e.task, e.seed))) for e in episodes if e.policy == name]
+    played: dict[tuple[str, int], tuple[list[float | None], list[float | None]]] = defaultdict(lambda: ([], []))
+    for e in episodes:  # in their order, for tasks may differ in what their name does not tell
+        for values, policy in zip(played[e.task, e.seed], (name, other), strict=True):
+            if e.policy == policy:
+                values.append(getattr(e, measure))
+    pairs = [pair for mine, yours in played.values() for pair in zip(mine, yours, strict=False)]
     gaps = np.array([mine - yours for mine, yours in pairs if mine is not None and yours is not None])
     if len(gaps) < 2:
         return None

@@ -870,6 +870,15 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 
 
+def test_tasks_of_one_name_are_compared_each_with_itself() -> None:
+    """They differ in what a name does not tell, such as the terms of the search."""
+    episodes = [
+        evaluate.Episode(policy, "rounds=5", 0, 1.0, 1.0, 50.0, 60.0, accuracy, 9, 1.0, 2.0)
+        for policy, accuracy in (("uniform", 50.0), ("ssdkd", 52.0), ("uniform", 90.0), ("ssdkd", 94.0))
+    ]
+    assert evaluate.difference(episodes, "ssdkd", "uniform", "accuracy") == pytest.approx((3.0, 1.0))
+
+
 def test_an_evaluation_stopped_by_ctrl_c_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
