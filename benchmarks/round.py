@@ -129,7 +129,7 @@ class Floor:
         compiled = engine.distiller.forward is not engine.learner
         self.forward: Any = torch.compile(self.student) if compiled else self.student
         self.optimizer = make_optimizer(
-            self.student, learning.optimizer, 1e-3, learning.momentum, learning.weight_decay, learning.nesterov
+            self.student, engine.optimizer_name, 1e-3, learning.momentum, learning.weight_decay, learning.nesterov
         )
         self.inputs = torch.randn((learning.batch, *shape), device=device).contiguous(memory_format=layout)
         made = engine.recipe().inverted

@@ -56,7 +56,7 @@ def make_optimizer(
             nesterov=nesterov and momentum > 0,
             fused=True,
         )
-    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
     return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 

@@ -172,13 +172,19 @@ class Engine:
         kind = {"textures": TextureInverter, "pyramid": PyramidInverter}[self.starts_from]
         return kind(self.spec.shape, *shared, self.random["host"], self.autocast)
 
-    def _make_distiller(self) -> Distiller:
-        config, learning = self.config, self.config.distillation
+    @property
+    def optimizer_name(self) -> str:
+        """The student's optimiser: the one configured, or what suits such a student and such a start."""
+        name = self.config.distillation.optimizer
         small = count_parameters(self.learner) <= SMALL_FOR_MUON
         usual = "muon" if self.starts_from == "pyramid" and small else "sgd"
+        return usual if name == "auto" else name
+
+    def _make_distiller(self) -> Distiller:
+        config, learning = self.config, self.config.distillation
         optimizer = make_optimizer(
             self.learner,
-            usual if learning.optimizer == "auto" else learning.optimizer,
+            self.optimizer_name,
             learning.learning_rate,
             learning.momentum,
             learning.weight_decay,
