@@ -72,8 +72,11 @@ def autocast_for(precision: str, device: torch.device, work: int) -> AbstractCon
 
 @contextmanager
 def apart_from_caller() -> Iterator[None]:
-    """With gradients and in the arithmetic that is configured, whatever the caller's modes are."""
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    """With gradients, in the arithmetic and on the device that are configured, whatever the caller's modes are."""
+    # what names no device here lies on the CPU; where that is so anyway, nothing is put in the way of every call
+    on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext()
+    plain_cpu, plain_cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+    with on_cpu, torch.inference_mode(False), plain_cpu, plain_cuda:
         yield
 
 

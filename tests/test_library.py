@@ -214,6 +214,17 @@ def test_the_callers_autocast_changes_no_student(precision: str) -> None:
     assert same(weights(inside), weights(plain))
 
 
+@pytest.mark.parametrize("policy", ["ssdkd", "learned"])
+def test_the_callers_default_device_changes_no_student(policy: str) -> None:
+    networks = [(digits_teacher(), a_student()) for _ in range(2)]
+    options = {**SMALL, "policy": policy, "dataset": "digits"}
+    ssdkd.distill(*networks[0], **options)
+    with torch.device("meta"):  # as after torch.set_default_device
+        ssdkd.distill(*networks[1], **options)
+        assert torch.get_default_device().type == "meta", "the caller's stays as it was"
+    assert same(weights(networks[0][1]), weights(networks[1][1]))
+
+
 class Viewing(nn.Module):
     """A user's network that flattens by `view`, which only maps of one layout bear."""
 
