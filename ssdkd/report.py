@@ -414,7 +414,7 @@ def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
             mark = "" if run.summary else " (not finished)"
             seed = run.config.get("seed", "?")
             rows.append(
-                f"<tr><td>{dot}{_text(curve.label)}</td><td>{seed}</td>{cells}"
+                f"<tr><td>{dot}{_text(curve.label)}</td><td>{_text(seed)}</td>{cells}"
                 f'<td class="name">{_text(run.path.name)}{mark}</td></tr>'
             )
         if len(curve.runs) > 1:

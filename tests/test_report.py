@@ -253,12 +253,14 @@ def test_a_summary_that_lacks_what_is_told_is_named(
 def test_names_cannot_smuggle_in_markup(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "<b>run&"
     folder.mkdir()
-    (folder / "config.yaml").write_text("policy: '<img src=x>'\n")
+    (folder / "config.yaml").write_text("policy: '<img src=x>'\nseed: '<img src=y>'\ndataset: '<img src=z>'\n")
     (folder / "metrics.jsonl").write_bytes((runs["ssdkd-seed0"] / "metrics.jsonl").read_bytes())
-    page = report.report([report.read_run(folder)])
-    assert "<img src=x>" not in page
-    assert "<b>run&" not in page
-    assert "&lt;b&gt;run&amp;" in page
+    smuggled, other = report.read_run(folder), report.read_run(runs["uniform-seed0"])
+    for compared in ([smuggled], [smuggled, other]):
+        page = report.report(compared)
+        assert not re.search("<img src=[xyz]>", page)
+        assert "<b>run&" not in page
+        assert "&lt;b&gt;run&amp;" in page
 
 
 # -- charts ---------------------------------------------------------------------------------------------------
