@@ -21,7 +21,7 @@ from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
 from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, Shown, default_bound, divergence, make_optimizer
-from ssdkd.errors import ConfigError, NumericalError, in_one_line
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, in_one_line
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.inversion import (
     TERMS,
@@ -35,7 +35,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
-from ssdkd.models import count_parameters
+from ssdkd.models import count_parameters, fingerprint
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, learned, repaired, trouble_in
 
@@ -680,9 +680,15 @@ class Engine:
 
     # -- everything that determines the future --------------------------------------------------------------
 
+    @functools.cached_property
+    def teacher_fingerprint(self) -> str:
+        """Which teacher it is that a run has; its weights are no part of the state."""
+        return fingerprint(learned(self.teacher))
+
     def state_dict(self) -> dict[str, Any]:
         self.stopwatch.read()
         return {
+            "teacher": self.teacher_fingerprint,
             "student": self._students_state(),
             "inverter": self.inverter.state_dict(),
             "buffer": self.buffer.state_dict(),
@@ -701,6 +707,16 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: by another teacher, whose answers the buffer does not hold.
+        """
+        if state.get("teacher", self.teacher_fingerprint) != self.teacher_fingerprint:  # older states lack it
+            raise CheckpointError(
+                "the teacher has other weights than the one that the run began with: go on with that one "
+                "(--teacher.checkpoint FILE where it lies elsewhere now), or start a new run."
+            )
         self._put_student(state["student"])
         self.load_made(state)
         for name, generator in self.random.items():

@@ -379,7 +379,8 @@ def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunCo
     return config, given
 
 
-HARMLESS = ("tracking.", "checkpoint.", "data_root", "policy_file")  # whose content the checkpoint knows
+# of these last two the checkpoint knows the content
+HARMLESS = ("tracking.", "checkpoint.", "data_root", "policy_file", "teacher.checkpoint")
 
 
 def _config_to_resume(folder: RunFolder, argv: Sequence[str] | None, display: Display) -> RunConfig:

@@ -18,6 +18,7 @@ import torch
 import ssdkd
 from ssdkd import files
 from ssdkd.checkpoint import load_newest, save
+from ssdkd.models import create_model, save_weights
 from ssdkd.run import main
 from ssdkd.tracking import Display
 
@@ -210,11 +211,11 @@ def test_a_run_killed_at_any_instant_goes_on_to_the_identical_end(
     assert not [path for path in folder.rglob("*.tmp") if "round" in path.name], "no leftovers of checkpoints"
 
 
-def interrupted(out: Path, monkeypatch: pytest.MonkeyPatch, round_index: int = 5) -> Path:
+def interrupted(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str, round_index: int = 5) -> Path:
     """The folder of a run that SIGTERM stopped."""
     with monkeypatch.context() as patched:
         at_round(patched, round_index, sends("SIGTERM"))
-        assert main(command(out, "--quiet")) == 143
+        assert main(command(out, "--quiet", *more)) == 143
     return only_folder(out)
 
 
@@ -269,6 +270,22 @@ def test_a_checkpoint_of_another_run_is_refused(
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("- 40\n", "- 44\n"))  # the student's width
     assert refusal(folder, capsys).startswith("error: the checkpoint does not fit this run")
+
+
+@needs_signals
+def test_a_run_goes_on_where_its_teacher_was_moved_and_not_with_another(
+    tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, moved, out = (tmp_path / name for name in ("teacher.safetensors", "moved.safetensors", "out"))
+    teacher.write_bytes((ROOT / "ssdkd" / "assets" / "digits_teacher.safetensors").read_bytes())
+    folder = interrupted(out, monkeypatch, "--teacher.checkpoint", str(teacher))
+    teacher.rename(moved)
+    assert f"weights file {teacher} does not exist" in refusal(folder, capsys)
+    other = create_model("convnet", {"widths": [48, 96, 128]}, num_classes=10, in_channels=1, image_size=8)
+    save_weights(other, teacher)
+    assert "the teacher has other weights than the one that the run began with" in refusal(folder, capsys)
+    assert main(["--resume", str(folder), "--teacher.checkpoint", str(moved)]) == 0
+    assert_as_if_nothing_had_happened(folder, uninterrupted)
 
 
 @needs_signals

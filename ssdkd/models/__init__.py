@@ -8,7 +8,7 @@ Adding a model is one function under `@register_model("name")`; see `ssdkd.model
 
 from ssdkd.models import convnet, lenet, mobilenet, resnet, vgg, wide_resnet  # noqa: F401  (fills the registry)
 from ssdkd.models.counting import count_multiply_adds, count_parameters, count_work
-from ssdkd.models.loading import load_weights, save_weights
+from ssdkd.models.loading import fingerprint, load_weights, save_weights
 from ssdkd.models.registry import available_models, create_model, register_model
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "count_parameters",
     "count_work",
     "create_model",
+    "fingerprint",
     "load_weights",
     "register_model",
     "save_weights",

@@ -4,6 +4,7 @@ A file either fits the model completely or the model is left untouched, and no f
 claim more memory than its size justifies.
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -81,6 +82,15 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"weights cannot be saved as {path}: {error.strerror or error}.") from error
     except ValueError as error:
         raise CheckpointError(f"weights cannot be saved as {path}: {error}.") from error
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A digest of names and numbers, on whatever device and in whatever order these lie in memory."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, torch.Tensor]]:
