@@ -62,7 +62,7 @@ def distill(
         out: a run folder is made in this folder; without it nothing is written.
         resume: the run folder of an earlier call with the same networks, to go on with; takes no `options`.
         options: those of the command, nested as in YAML: `dataset="mnist", rounds=60, buffer={"capacity": 1000}`.
-            Without a budget, 100 rounds.
+            Without a budget, 100 rounds. `device` may be a torch.device.
 
     Raises:
         SsdkdError: the options or the networks do not fit, in one sentence.
@@ -79,6 +79,8 @@ def distill(
         config = build(RunConfig, [read_yaml(str(from_folder / CONFIG))])
     else:
         budget = {} if "minutes" in options else {"rounds": 100}
+        if isinstance(options.get("device"), torch.device):
+            options["device"] = str(options["device"])
         config = from_mapping(RunConfig, {**budget, **options}, "the options of distill()")
         config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
         if out is not None:

@@ -92,6 +92,13 @@ def test_the_result_tells_what_the_commands_summary_tells() -> None:
     assert result.history[-1]["probe_kl"] == result.summary["probe_kl"]
 
 
+def test_the_device_is_named_as_pytorch_names_it() -> None:
+    result = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **{**SMALL, "device": torch.device("cpu")})
+    assert result.summary["device"] == "cpu"
+    with pytest.raises(ConfigError, match="'mps:1' is not supported"):
+        ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **{**SMALL, "device": torch.device("mps", 1)})
+
+
 def test_evaluation_data_do_not_change_the_student() -> None:
     spec = dataset_spec("digits")
     image = {"channels": 1, "height": 8, "width": 8, "classes": 10, "mean": list(spec.mean), "std": list(spec.std)}
