@@ -514,7 +514,7 @@ def test_saved_weights_load_into_a_fresh_model(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar"])
-@pytest.mark.parametrize("wrap", ["bare", "state_dict", "model", "both"])
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "model_state_dict", "model", "net", "both"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_checkpoints_of_other_tools_load(suffix: str, wrap: str, prefix: str, zipped: bool, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ssdkd.errors import CheckpointError, in_one_line
 from ssdkd.files import read_safetensors, write_safetensors
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_WRAPPING_KEYS = ("state_dict", "model")
+_WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "net")  # of tools, of PyTorch's tutorial, of scripts
 _WRAPPING_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _MOST_EXPANSION = 20
 _NAMES_SHOWN = 3
@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: keeps its device and its number types; untouched if anything is wrong.
         path: `.safetensors`, or `.pth` / `.pt` / `.bin` / `.ckpt` / `.tar` as `torch.save` writes it: a state
-            dict, or one under `state_dict` or `model`, with or without the prefix `module.`
+            dict, or one under `state_dict`, `model_state_dict`, `model` or `net`, with or without the prefix `module.`
 
     Raises:
         CheckpointError: the file is missing, damaged, not finite, of another model, or needs to run code.
