@@ -18,7 +18,8 @@ from typing import Any
 from agents.processes import pool
 from benchmarks.arguments import require_at_least
 from ssdkd import run as command
-from ssdkd.errors import Parser, run_command
+from ssdkd.build import has_evaluation
+from ssdkd.errors import ConfigError, Parser, run_command
 
 
 def one(options: list[str], seed: int) -> dict[str, Any]:
@@ -39,12 +40,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     known, options = parser.parse_known_args(argv)
     require_at_least(known, first=0, seeds=1, jobs=1)
+    config, _ = command._read(options, command._default_config(options))
+    if not has_evaluation(config.dataset, config.data_root):
+        raise ConfigError("without an evaluation set there is no gap to tell: give --dataset and --data-root.")
     head = f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}"
     gaps: list[float] = []
     with pool(known.jobs) as workers:
         seeds = range(known.first, known.first + known.seeds)
         for seed, s in zip(seeds, workers.map(partial(one, options), seeds), strict=True):
-            if not gaps:  # not before, for the options may be none that a run can have
+            if not gaps:  # not before, for what the options name may be none that a run can have
                 print(head)
             gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
             fewer = s["teacher_parameters"] / s["student_parameters"]
