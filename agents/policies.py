@@ -45,7 +45,7 @@ from envs.rewards import REWARDS
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import CheckpointError, ConfigError, first_line
-from ssdkd.files import read_safetensors, write_safetensors
+from ssdkd.files import expanded, read_safetensors, write_safetensors
 
 EVOLUTION = "agents.evolution:Evolution"  # its critic has learned nothing
 DEFAULT = Path(__file__).parent / "policies" / "default.safetensors"
@@ -202,7 +202,7 @@ def load_policy(path: str | Path | None = None, *, trust: bool = False) -> Learn
             "no learned policy ships with this version: give one (--policy-file FILE, see python -m agents.train), "
             "or take --policy ssdkd."
         )
-    path = DEFAULT if path is None else Path(path).expanduser()
+    path = DEFAULT if path is None else expanded(path)
     if not path.is_file():
         raise CheckpointError(f"policy {path} does not exist or is not a file: check the path.")
     if path.suffix == ".zip" or zipfile.is_zipfile(path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ssdkd.config import RunConfig, build, option, read_yaml
 from ssdkd.errors import ConfigError
+from ssdkd.files import expanded
 
 Task = dict[str, Any]
 
@@ -74,14 +75,14 @@ def name_of(task: Task) -> str:
 
 def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
     """Whole tasks, their teachers found, each checked against the schema before hours are spent."""
-    base, root = read_yaml(family.base), Path(family.teachers_root or ".").expanduser()
+    base, root = read_yaml(family.base), expanded(family.teachers_root or ".")
     ready = []
     for task in tasks:
         whole = merged(family.common, task)
         teacher = whole.get("teacher")
         file = teacher.get("checkpoint") if isinstance(teacher, dict) else None
         if isinstance(teacher, dict) and isinstance(file, str) and file != "embedded":
-            path = root / Path(file).expanduser()
+            path = root / expanded(file)
             if not path.is_file():
                 raise ConfigError(
                     f"teacher {path} of a task does not exist; make the digits family's with "

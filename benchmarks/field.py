@@ -36,7 +36,7 @@ from benchmarks.arguments import names_in
 from benchmarks.selection import differing, draw, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, Parser, SsdkdError, run_command
-from ssdkd.files import atomic_write_text, require_writable, write_result
+from ssdkd.files import atomic_write_text, expanded, require_writable, write_result
 from ssdkd.tracking.charts import COLOURS, Chart, Line
 from ssdkd.tracking.folder import METRICS, SUMMARY
 from ssdkd.tracking.metrics import read_metrics
@@ -324,7 +324,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     require_writable(out / "field.png", "--out")
     require_writable(given.json, "--json")
     over: Settings = {"seed": given.seed, "device": given.device, "precision": given.precision}
-    data_root = str(Path(given.data_root).expanduser().resolve()) if given.data_root else None
+    data_root = str(expanded(given.data_root).resolve()) if given.data_root else None
     over |= {"threads": given.threads, "data_root": data_root, "compile": given.compile}
     weights = given.teacher
     if weights is None and size.teacher_training:
@@ -333,7 +333,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
             train_teacher(size, own, given.data_root, given.device, deadline)
         weights = str(own)
     if weights is not None:
-        over["teacher"] = {"checkpoint": str(Path(weights).expanduser().resolve())}
+        over["teacher"] = {"checkpoint": str(expanded(weights).resolve())}
     finished = {}
     for name in chosen:
         finished[name] = play(out / f"{name}-seed{given.seed}", settings_of(size, name, over), deadline)

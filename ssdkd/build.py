@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 from importlib import resources
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, pl
 from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
+from ssdkd.files import expanded
 from ssdkd.models import create_model, load_weights
 from ssdkd.trouble import learned
 
@@ -177,7 +177,7 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
         with resources.as_file(resources.files("ssdkd") / "assets" / EMBEDDED[described.checkpoint]) as path:
             load_weights(teacher, path)
     elif described.checkpoint is not None:
-        load_weights(teacher, Path(described.checkpoint).expanduser())
+        load_weights(teacher, expanded(described.checkpoint))
     return teacher
 
 

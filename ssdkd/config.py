@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -344,7 +345,7 @@ def _forget_what_was_of_another(merged: DictConfig, values: dict[str, Any]) -> N
 
 def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
     """Read a YAML by path, or a ready-made one by name: -> its mapping, and where it was found."""
-    path = Path(name_or_file)
+    path = Path(os.path.expanduser(name_or_file))
     if not path.is_file():
         shipped = {p.stem: p for folder in _config_folders() for p in sorted(folder.glob("*.yaml"))}
         if path.suffix or len(path.parts) > 1 or name_or_file not in shipped:

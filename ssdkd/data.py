@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from ssdkd.errors import DataError
+from ssdkd.files import expanded
 
 MAX_BYTES = 4 * 2**30  # the most that one array read here may take in memory
 MAX_PIXELS = 2**26  # the largest single picture worth decoding
@@ -217,7 +218,7 @@ def _existing_root(name: str, dataset: _Dataset, root: str | Path | None) -> Pat
         raise DataError(
             f"{name} is read from disk: say in which folder (for npz, which file) it is, by data_root or --data-root"
         )
-    place = Path(root).expanduser()
+    place = expanded(root)
     if not place.exists():
         raise DataError(f"{name}: {place} does not exist; nothing is downloaded, so give the place where the files are")
     return place

@@ -26,7 +26,7 @@ from ssdkd.build import build_student
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
 from ssdkd.errors import ConfigError, Parser, SsdkdError, first_line, run_command
-from ssdkd.files import atomic_write_bytes
+from ssdkd.files import atomic_write_bytes, expanded
 from ssdkd.models import load_weights
 from ssdkd.tracking.folder import CONFIG, STUDENT, SUMMARY, RunFolder
 
@@ -246,7 +246,7 @@ def run(argv: Sequence[str] | None) -> None:
         "class_names": list(spec.class_names),
         "student_accuracy": summary.get("student_accuracy"),
     }
-    file = Path(given.out).expanduser() if given.out else folder / f"student{FORMATS[given.format].suffix}"
+    file = expanded(given.out) if given.out else folder / f"student{FORMATS[given.format].suffix}"
     largest = export(network, given.format, file, spec.shape, about)
     print(f"{file}: {given.format}, input (N, {', '.join(map(str, spec.shape))}), {expects}; any N")
     print(f"largest difference to the student on random images: {largest:.1e}")

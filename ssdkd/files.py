@@ -53,6 +53,11 @@ _DTYPES: dict[str, torch.dtype] = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with ~ spelled out, which a shell leaves in --out=~/x; as it is where it names no user."""
+    return Path(os.path.expanduser(path))
+
+
 # ----------------------------------------------------------------------------------------------------
 # Writing
 # ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import yaml
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import read_yaml
 from ssdkd.errors import Parser, SsdkdError, run_command
-from ssdkd.files import atomic_write_text
+from ssdkd.files import atomic_write_text, expanded
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
 from ssdkd.tracking.folder import CONFIG, METRICS, PICTURE, REPLAYS, REPORT, SUMMARY, RunFolder
 from ssdkd.tracking.metrics import read_metrics
@@ -596,7 +596,7 @@ def run(argv: Sequence[str] | None) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--out", metavar="FILE", help=f"where to; default: {REPORT} in the run folder, or here")
     given = parser.parse_args(argv)
-    out = given.out or (Path(given.runs[0]) / REPORT if len(given.runs) == 1 else REPORT)
+    out = expanded(given.out or (Path(given.runs[0]) / REPORT if len(given.runs) == 1 else REPORT))
     try:
         write_report(given.runs, out)
     except OSError as error:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device, is_out_of_memory
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
-from ssdkd.files import require_writable
+from ssdkd.files import expanded, require_writable
 from ssdkd.models import count_multiply_adds, create_model, save_weights
 from ssdkd.trouble import learned
 
@@ -96,7 +95,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         TeacherTraining, argv, prog="python -m ssdkd.teacher", description="Train a teacher on real data."
     )
     device = choose_device(options.device)
-    out = Path(options.out)
+    out = expanded(options.out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"out: weights cannot be saved as {out}; name a file in .safetensors.")
     require_writable(out, "out")

@@ -407,6 +407,9 @@ def teacher_file(folder: Path, **task: int) -> Path:
         (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
         (["--dataset", "mnist"], "the embedded teacher knows 8x8 digits, not mnist"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
+        (["--resume", "~nobody.here/run"], "~nobody.here/run is not a run folder"),
+        (["--teacher.checkpoint", "~nobody.here/t.pth"], "weights file ~nobody.here/t.pth does not exist"),
+        (["--policy", "learned", "--policy-file", "~nobody.here/p"], "policy ~nobody.here/p does not exist"),
     ],
 )
 def test_a_mistake_is_one_sentence(argv: list[str], says: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

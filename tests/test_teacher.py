@@ -104,6 +104,19 @@ def test_the_same_command_writes_the_same_file(digits_file: Path, tmp_path: Path
     assert same != other
 
 
+def test_a_home_that_the_shell_left_to_the_program_is_found(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `--out=~/t.safetensors`."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    words = command(digits_file, Path("~/t.safetensors"), "--limit", "20", "--epochs", "1")
+    assert teacher.main(words) == 0
+    assert (tmp_path / "home" / "t.safetensors").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "a new folder" / "t.safetensors"
     assert teacher.main(command(digits_file, out, "--limit", "20", "--epochs", "1")) == 0
@@ -121,6 +134,7 @@ def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path)
         (("--device", "tpu"), "tpu"),
         (("--dataset", "digits"), "digits"),
         (("--data-root", "no/such/file.npz"), "no/such/file.npz"),
+        (("--data-root", "~nobody.here/file.npz"), "~nobody.here/file.npz does not exist"),
         (("--precision", "half"), "bfloat16"),
         (("--shift", "8"), "out of sight"),
         (("--out", "teacher.pth"), ".safetensors"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
-from ssdkd.files import atomic_write_bytes
+from ssdkd.files import atomic_write_bytes, expanded
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 STUDENT, CHECKPOINTS, PICTURE = "student.safetensors", "checkpoints", "buffer.png"
@@ -29,7 +29,7 @@ class RunFolder:
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str) -> RunFolder:
         """Make a folder under `root` that no other run has: the name and time, numbered where that is taken."""
-        root = Path(root).expanduser()
+        root = expanded(root)
         stamped = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class RunFolder:
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
         """A folder that a run made before."""
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         if not (folder / CONFIG).is_file():
             raise SsdkdError(f"{folder} is not a run folder: it holds no {CONFIG}; name a folder that a run made.")
         return cls(folder)
