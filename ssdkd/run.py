@@ -22,7 +22,7 @@ from ssdkd.config import RunConfig, build, differences, from_mapping, parse_comm
 from ssdkd.data import says_normalisation
 from ssdkd.devices import apart_from_caller, is_out_of_memory, threads_given_back
 from ssdkd.engine import Engine, Statistics, copy_of
-from ssdkd.errors import CheckpointError, ConfigError, NumericalError, first_line
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
 from ssdkd.models import count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
@@ -33,6 +33,7 @@ from ssdkd.tracking.tensorboard import Tracker
 if TYPE_CHECKING:
     from envs import SampleSelectionEnv
 
+PROG = "python -m ssdkd.run"
 DESCRIPTION = "Distil a student out of a teacher without the teacher's training data."
 
 
@@ -363,16 +364,21 @@ def start(argv: Sequence[str] | None) -> None:
 
 
 def _default_config(argv: Sequence[str] | None) -> str | None:
-    """The digits job; none for somebody with a teacher of their own, whom its settings would not suit."""
-    own = any(word.split("=")[0] == "--teacher.name" for word in (sys.argv[1:] if argv is None else argv))
-    return None if own else "digits"
+    """The digits job; that of a run to go on with; none for one's own teacher, whom no such settings would suit."""
+    peek = Parser(prog=PROG, add_help=False, allow_abbrev=False)
+    for flag in ("--resume", "--teacher.name"):
+        peek.add_argument(flag)
+    given = vars(peek.parse_known_args(argv)[0])
+    if given["resume"] is not None:
+        return str(RunFolder.existing(given["resume"]) / CONFIG)
+    return "digits" if given["teacher.name"] is None else None
 
 
 def _read(argv: Sequence[str] | None, default_config: str | None) -> tuple[RunConfig, argparse.Namespace]:
     config, given = parse_command_line(
         RunConfig,
         argv,
-        prog="python -m ssdkd.run",
+        prog=PROG,
         description=DESCRIPTION,
         extra=(("resume", "run folder to go on with", None), ("quiet", "say nothing but warnings and errors", False)),
         default_config=default_config,

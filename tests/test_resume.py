@@ -330,6 +330,16 @@ def test_resume_refuses_by_name_what_would_change_the_outcome_and_shows_what_wou
     assert_as_if_nothing_had_happened(folder, uninterrupted)
 
 
+def test_the_configuration_shown_of_a_run_to_go_on_with_is_its_own(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-config", "--resume", str(uninterrupted)])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == (uninterrupted / "config.yaml").read_text()
+
+
 def test_resuming_a_finished_run_says_that_it_is_finished(
     uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
