@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdkd.build import build_student
+from ssdkd.build import build_student, is_in_memory
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
 from ssdkd.errors import ConfigError, Parser, SsdkdError, first_line, run_command
@@ -197,18 +197,18 @@ def student_of(folder: RunFolder) -> tuple[nn.Module, ImageSpec, dict[str, Any]]
     try:
         image = summary["image"]
         spec = ImageSpec(
-            channels=image["channels"],
-            height=image["height"],
-            width=image["width"],
-            num_classes=image["classes"],
-            mean=tuple(image["mean"]),
-            std=tuple(image["std"]),
+            channels=int(image["channels"]),
+            height=int(image["height"]),
+            width=int(image["width"]),
+            num_classes=int(image["classes"]),
+            mean=tuple(map(float, image["mean"])),
+            std=tuple(map(float, image["std"])),
             flip=False,
             class_names=tuple(image["class_names"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder / SUMMARY} does not say what images the student takes; run again.") from error
-    if config.student.name.startswith("<"):
+    if is_in_memory(config.student.name):
         raise ConfigError(
             f"the student of {folder.path} was given in memory ({config.student.name[1:-1]}), which no name rebuilds: "
             "call ssdkd.export.export(student, ...) where it is at hand."

@@ -176,8 +176,10 @@ def test_a_damaged_student_is_refused(finished: Path, tmp_path: Path, capsys: py
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     (tmp_path / "student.safetensors").write_bytes(b"12345678")
     assert "student.safetensors" in refusal(capsys, str(tmp_path), "--format", "torchscript")
-    (tmp_path / "summary.json").write_text("{}")
-    assert "does not say what images" in refusal(capsys, str(tmp_path), "--format", "torchscript")
+    told = json.loads((finished / "summary.json").read_text())
+    for strange in ({}, {"image": {**told["image"], "mean": ["x"]}}, {"image": {**told["image"], "height": "x"}}):
+        (tmp_path / "summary.json").write_text(json.dumps(strange))
+        assert "does not say what images" in refusal(capsys, str(tmp_path), "--format", "torchscript")
 
 
 def test_onnx_without_its_packages_says_what_to_install(
