@@ -524,6 +524,42 @@ def test_a_restored_inverter_goes_on_as_if_nothing_had_happened(teacher: nn.Modu
         assert torch.equal(a[1]["loss"], b[1]["loss"])
 
 
+def test_statistics_of_earlier_batches_are_kept_by_the_share_of_memory(teacher: nn.Module) -> None:
+    made_by = inverter(teacher, memory=0.75)
+    for level in (0.0, 4.0):
+        made_by._remember([(torch.full((2,), level), torch.full((2,), 2.0 * level))])
+    ((mean, variance),) = made_by.state_dict()["remembered"]
+    assert mean.tolist() == [1.0, 1.0]
+    assert variance.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("meta", ["fomaml", "reptile"])
+def test_a_base_generator_takes_the_smaller_steps_that_it_is_told_to(teacher: nn.Module, meta: str) -> None:
+    made_by = inverter(teacher, meta=meta)
+    for pace in (1.0, 0.5):
+        other = inverter(teacher, meta=meta)
+        other.slow_down(pace)
+        losses(other, 1)
+        moved = [(a - b).abs().max() for a, b in zip(other.base.parameters(), made_by.base.parameters(), strict=True)]
+        assert torch.stack(moved).max().item() == pytest.approx(pace * 3e-3, rel=0.01), "Adam's first step is its rate"
+
+
+@pytest.mark.parametrize("kind", [TextureInverter, PyramidInverter])
+def test_a_search_from_textures_takes_the_smaller_steps_that_it_is_told_to(kind: Any, teacher: nn.Module) -> None:
+    def found(pace: float) -> Tensor:
+        random = random_from(0)
+        settings = replace(inverter(teacher).settings, steps=1, pixel_rate=0.2)
+        search = kind((1, 8, 8), Observer(teacher), MEAN, STD, settings, random, random, nullcontext())
+        search.slow_down(pace)
+        images: Tensor = search.invert(TARGETS, None, 0.0)[0].float()
+        return images
+
+    texture, near, far = found(0.0), found(0.5), found(1.0)
+    inside = (far > 0) & (far < 255) & (near > 0) & (near < 255)
+    assert (far - texture)[inside].abs().mean() > 10
+    assert torch.allclose((near - texture)[inside], 0.5 * (far - texture)[inside], atol=1.5), "but for rounding"
+
+
 # -- textures ------------------------------------------------------------------------------------------
 
 
