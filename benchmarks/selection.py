@@ -694,9 +694,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ConfigError("--share: above 0 and at most 1.")
     require_installed("scipy", "SciPy")
     plot = Path(given.plot or Path(given.out) / "selection.png")
-    for option, picture in (("--plot", plot), ("--coefficients", given.coefficients)):
-        if picture and Path(picture).suffix not in (".png", ".svg"):
-            raise ConfigError(f"{option}: {picture} must end in .png or .svg.")
     jobs, left_out = jobs_for(given, options)
     for sentence in left_out:
         print(sentence)
@@ -708,6 +705,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for option, file in files.items():
         require_writable(file, option)
+    for option in ("--plot", "--coefficients"):
+        file = files[option]
+        if file and Path(file).suffix not in (".png", ".svg"):
+            raise ConfigError(f"{option}: {file} must end in .png or .svg.")
     outcomes, failed = play_all(jobs, Path(given.out), given.jobs)
     by_task = {task: [o for o in outcomes if o.task == task] for task in dict.fromkeys(o.task for o in outcomes)}
     result: dict[str, Any] = {"tasks": {}, "left_out": left_out, "failed": failed}
