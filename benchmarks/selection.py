@@ -70,6 +70,7 @@ from ssdkd.tracking.metrics import read_metrics
 
 WITHOUT = "learned without "
 HELD_OUT = "held-out-"
+LEARNED = ("learned", "adaptive")  # the second goes on learning during the run, as with `--adapt true`
 MARK = "benchmark.json"  # in the folder of a run: that it is one of these, and where its curve begins
 GRID = np.linspace(0.0, 1.0, 101)
 # Tight enough that selection matters and accuracy is still rising; any option may be given anew on the command line.
@@ -134,7 +135,7 @@ class Job:
     task: str
     policy: str  # its name in the results
     seed: int
-    rule: str  # what decides: a fixed policy's name, `learned`, `learned without NAME`, or coefficients
+    rule: str  # what decides: a fixed policy's name, one of LEARNED, `learned without NAME`, or coefficients
     digest: str  # of a learned policy
     config: RunConfig
 
@@ -352,7 +353,8 @@ def play(job: Job, root: Path) -> Outcome:
     elif job.rule.startswith(WITHOUT):
         policy = Ablated(load_policy(job.config.policy_file), job.rule.removeprefix(WITHOUT))
     else:
-        policy = choose_policy(job.rule, job.seed, job.config.policy_file)
+        name = "learned" if job.rule in LEARNED else job.rule
+        policy = choose_policy(name, job.seed, job.config.policy_file, job.config.adapt)
     engine = build_engine(job.config)
     begins_at = engine.accuracy(engine.student)
     if begins_at is None:
@@ -479,7 +481,7 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
     if config.rounds is None or config.minutes is not None:
         raise ConfigError("minutes: policies are compared at equal compute; give --rounds.")
     if config.adapt:
-        raise ConfigError("adapt: policies are compared as they are; leave it out.")
+        raise ConfigError("adapt: name the policy adaptive among --policies instead.")
     if config.teacher.checkpoint is None:
         raise ConfigError(f"task {task} needs a teacher: give --teacher FILE.")
     config.checkpoint = CheckpointConfig(rounds=0, minutes=0.0)  # a run that was cut off begins anew
@@ -501,12 +503,12 @@ def named_rules(policies: Sequence[str]) -> dict[str, str]:
         name, rule = (found[1] or "schedule", found[2]) if found else (text, text)
         if found:
             schedule(rule)  # a mistake is noticed before the first run
-        elif name not in (*FIXED, "learned"):
+        elif name not in (*FIXED, *LEARNED):
             raise ConfigError(
-                f"policies: {text!r} is none of {', '.join(FIXED)}, learned, nor coefficients such as "
+                f"policies: {text!r} is none of {', '.join((*FIXED, *LEARNED))}, nor coefficients such as "
                 "'name={alpha: 0.6, beta: [0.4, 1]}'."
             )
-        if name in rules or (found and name in (*FIXED, "learned")):
+        if name in rules or (found and name in (*FIXED, *LEARNED)):
             raise ConfigError(f"policies: {name!r} is there twice; call the other 'NAME={{...}}'.")
         rules[name] = rule
     return rules
@@ -515,10 +517,10 @@ def named_rules(policies: Sequence[str]) -> dict[str, str]:
 def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Job], list[str]]:
     """-> every run that is asked for, and a sentence for each policy that is left out."""
     rules, left_out, digest = named_rules(given.policies), [], ""
-    if "learned" in rules:
+    for name in (name for name in LEARNED if name in rules):
         if given.policy_file is None and not DEFAULT.is_file():
-            left_out.append("learned is left out: no policy ships with this version; give one with --policy-file.")
-            del rules["learned"]
+            left_out.append(f"{name} is left out: no policy ships with this version; give one with --policy-file.")
+            del rules[name]
         else:
             digest = load_policy(given.policy_file).fingerprint()
     if given.ablate and "learned" not in given.policies:
@@ -538,7 +540,8 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
             for name, rule in rules.items():
                 config = copy.deepcopy(shared)
                 config.seed, config.policy = seed, name
-                learned = rule == "learned" or rule.startswith(WITHOUT)
+                config.adapt = rule == "adaptive"
+                learned = rule in LEARNED or rule.startswith(WITHOUT)
                 config.policy_file = given.policy_file if learned else None
                 jobs.append(Job(label, name, seed, rule, digest if learned else "", config))
     return jobs, left_out
@@ -674,7 +677,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--policies",
         nargs="+",
         default=["uniform", "random", "ssdkd", "learned"],
-        help="uniform, random, ssdkd, learned, or coefficients: 'NAME={alpha: 0.6, beta: [0.4, 1]}' (all four)",
+        help="uniform, random, ssdkd, learned, adaptive (learned, and going on with it during the run), or "
+        "coefficients: 'NAME={alpha: 0.6, beta: [0.4, 1]}' (the first four)",
     )
     parser.add_argument("--policy-file", help="the learned policy; the one that ships")
     parser.add_argument("--share", type=float, default=1.0, help="of its task's rounds, for every run (%(default)s)")

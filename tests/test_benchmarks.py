@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from agents.adapt import AdaptivePolicy
 from agents.evaluate import interquartile_mean
 from benchmarks import selection, units
 from benchmarks.selection import Outcome, area_until, as_table, compare, estimate, first_reached, rank_correlation
@@ -254,7 +255,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--wisdom", "3"], "wisdom"),
         (["--seed", "3"], "--seed: every run has its own; give --first-seed and --seeds."),
         (["--policy=ssdkd"], "--policy: every run has its own; give --policies."),
-        (["--adapt", "true"], "adapt: policies are compared as they are"),
+        (["--adapt", "true"], "adapt: name the policy adaptive"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
@@ -305,6 +306,18 @@ def test_a_task_may_be_a_variant_of_a_ready_made_job(tmp_path: Path) -> None:
     config = selection.task_config("mnist-400", given, [])
     assert (config.dataset, config.teacher.name, config.buffer.capacity) == ("mnist", "lenet5", 400)
     assert config.tracking.evaluate_every == 1, "the curve needs every round"
+
+
+def test_a_policy_that_goes_on_learning_is_compared_beside_the_one_it_begins_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards: list[float] = []
+    monkeypatch.setattr(AdaptivePolicy, "learn", lambda self, reward, observation, ended: rewards.append(reward))
+    flags = ["--out", str(tmp_path), "--policies", "learned", "adaptive", "--seeds", "1", *SMALL]
+    assert list(selection.run(flags)["tasks"]["digits"]["policies"]) == ["learned", "adaptive"]
+    learned, adaptive = (read_run(tmp_path / f"digits-{name}-seed0") for name in ("learned", "adaptive"))
+    assert len(rewards) == len(adaptive.lines), "it is told what came of each of its rounds"
+    assert learned.lines[0]["effort"] != adaptive.lines[0]["effort"], "it tries what it learns from"
 
 
 def test_runs_may_be_given_a_share_of_their_rounds(tmp_path: Path) -> None:
