@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from ssdkd.errors import ConfigError
 
@@ -20,6 +20,13 @@ def require_installed(module: str, package: str) -> None:
     """Refuse to begin without what a benchmark needs beside ssdkd."""
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"this needs {package}, which is not installed: pip install -e '.[bench]'.")
+
+
+def refuse_own(options: Sequence[str], own: Mapping[str, str]) -> None:
+    """Refuse what is passed on to every run though each run has a value of its own: option -> what says so."""
+    for name in (option.partition("=")[0] for option in options):
+        if name in own:
+            raise ConfigError(f"{name}: every run has its own; give {own[name]}.")
 
 
 def names_in(text: str, known: Collection[str], option: str) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.processes import pool
-from benchmarks.arguments import require_at_least
+from benchmarks.arguments import refuse_own, require_at_least
 from ssdkd import run as command
 from ssdkd.build import has_evaluation
 from ssdkd.errors import ConfigError, Parser, run_command
@@ -40,6 +40,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     known, options = parser.parse_known_args(argv)
     require_at_least(known, first=0, seeds=1, jobs=1)
+    refuse_own(options, {"--seed": "--first and --seeds"})
     config, _ = command._read(options, command._default_config(options))
     if not has_evaluation(config.dataset, config.data_root):
         raise ConfigError("without an evaluation set there is no gap to tell: give --dataset and --data-root.")

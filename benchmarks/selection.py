@@ -52,7 +52,7 @@ from agents.learning import NEUTRAL
 from agents.policies import DEFAULT, LearnedPolicy, load_policy
 from agents.processes import pool
 from agents.tasks import family_from, held_out_tasks, merged
-from benchmarks.arguments import require_at_least, require_installed
+from benchmarks.arguments import refuse_own, require_at_least, require_installed
 from envs.spaces import ENTRIES
 from ssdkd import run as command
 from ssdkd.build import build_engine
@@ -85,8 +85,6 @@ TASKS: dict[str, dict[str, Any]] = {
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}},
     "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
 }
-# Options of `ssdkd.run` that every run here has a value of its own for, and what says so.
-OWN = {"--seed": "--first-seed and --seeds", "--policy": "--policies"}
 # Entries that a schedule made for the task could know; all others tell how the run goes.
 FORESEEN = (
     "progress",
@@ -454,9 +452,7 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
 
 def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) -> RunConfig:
     """The configuration of a task's runs, but for policy and seed."""
-    for name in (option.partition("=")[0] for option in options):
-        if name in OWN:
-            raise ConfigError(f"{name}: every run has its own; give {OWN[name]}.")
+    refuse_own(options, {"--seed": "--first-seed and --seeds", "--policy": "--policies"})
     every_round = {"tracking": {"evaluate_every": 1}}
     own: dict[str, Any] = {}
     if task.startswith(HELD_OUT):

@@ -33,6 +33,7 @@ WRONG: list[tuple[Any, str, str]] = [
     (default_run, "--jobs 0", "--jobs: at least 1."),
     (default_run, "--first -1", "--first: at least 0."),
     (default_run, "--seeds 1 --jobs 1 --foo", "unknown option --foo."),
+    (default_run, "--seed 5", "--seed: every run has its own; give --first and --seeds."),
     (default_run, "--dataset mnist", "without an evaluation set there is no gap to tell"),
     (kill_test, "--jobs 0", "--jobs: at least 1."),
     (kill_test, "--kills-per-run 0", "--kills-per-run: at least 1."),
