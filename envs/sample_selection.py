@@ -19,7 +19,7 @@ from envs.spaces import Memory, action_space, observation_space, observe, task_f
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import RunConfig, build, cut, read_yaml
-from ssdkd.devices import apart_from_caller
+from ssdkd.devices import apart_from_caller, seed_torch
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError, in_one_line
 
@@ -313,7 +313,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             self._warm_up(engine)
             for offset, random in enumerate(engine.random.values()):
                 random.manual_seed(seed * 1000 + offset)
-            torch.manual_seed(seed)
+            seed_torch(seed, engine.device)
         return engine
 
     def _config(self, seed: int) -> RunConfig:

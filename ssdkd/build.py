@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, plain_spec, require_same_task
-from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
+from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for, seed_torch
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.files import expanded
@@ -42,14 +42,14 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
         teacher = _load_teacher(config, spec)
     if student is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             student = build_student(config, spec)
     layout = layout_for(config.layout)
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec, layout)
         _require_finite(network, role)
     require_trainable(student, "student", spec, layout, min(config.distillation.batch, 2))
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed, device)
     return Engine(teacher, student, spec, config, device, evaluation)
 
 
@@ -166,7 +166,7 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
             "(--teacher.name NAME --teacher.checkpoint FILE)."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         teacher = _create(described.name, described.arguments, spec)
     if described.checkpoint is None and not set(":<") & set(described.name):
         raise ConfigError(

@@ -36,6 +36,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """PyTorch's own random numbers, of the CPU and of that device: `torch.manual_seed` would seed every GPU's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 def keep_freed_memory(largest: int = 2**28, kept: int = 2**29) -> bool:
     """Have the C library keep freed memory for this process, in bytes; whether it could (glibc alone can).
 

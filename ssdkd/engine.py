@@ -138,7 +138,7 @@ class Engine:
     def _make_generator(self) -> nn.Module:
         inversion, spec = self.config.inversion, self.spec
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+            torch.default_generator.manual_seed(self.config.seed)
             generator = ConvGenerator(
                 inversion.latent,
                 spec.shape,

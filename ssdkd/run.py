@@ -20,7 +20,7 @@ from ssdkd.build import build_engine, is_in_memory, name_in_memory
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.data import says_normalisation
-from ssdkd.devices import apart_from_caller, is_out_of_memory, threads_given_back
+from ssdkd.devices import apart_from_caller, choose_device, is_out_of_memory, threads_given_back
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
 from ssdkd.models import count_parameters, save_weights
@@ -86,6 +86,8 @@ def distill(
         config.teacher.name, config.student.name = name_in_memory(teacher), name_in_memory(student)
         if out is not None:
             config.out = out
+    if choose_device(config.device).type == "cuda":
+        torch.cuda.init()  # what the caller seeded before waits for this
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     # the caller's random numbers go on as if nothing had been drawn
     with apart_from_caller(), threads_given_back(), torch.random.fork_rng(devices):

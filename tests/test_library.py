@@ -191,6 +191,17 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_the_callers_gpu_is_not_seeded_by_a_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` seeds every GPU, one that is started later too."""
+
+    def seeded(*_: object) -> None:
+        raise AssertionError("a GPU was seeded")
+
+    teacher, student = digits_teacher(), a_student()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+
+
 def test_the_callers_number_of_threads_is_left_alone() -> None:
     before = torch.get_num_threads()
     try:
