@@ -316,6 +316,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", help="file to write instead of field.json")
     given = parser.parse_args(argv)
+    if given.minutes is not None and not given.minutes > 0:
+        raise ConfigError("--minutes: above 0.")
     deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else math.inf
     size, out = SIZES[given.size](), Path(given.out)
     chosen = names_in(given.methods or "", size.methods, "--methods") or list(size.methods)

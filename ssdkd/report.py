@@ -66,8 +66,9 @@ class Curve:
     runs: list[Record]
 
 
-# Numbers of a summary that the page cannot do without.
+# Numbers of a summary that the page cannot do without, and those that it shows where they are known.
 _TOLD = ("teacher_parameters", "student_parameters", "buffer_images", "synthesized_images", "seconds")
+_MEASURED = ("teacher_accuracy", "student_accuracy")
 
 
 def read_run(path: str | os.PathLike[str]) -> Record:
@@ -85,8 +86,7 @@ def read_run(path: str | os.PathLike[str]) -> Record:
     if not lines:
         raise SsdkdError(f"{folder / METRICS} holds no round yet; wait for the first one.")
     summary = folder.read_json(SUMMARY) if (folder / SUMMARY).is_file() else {}
-    lacking = [name for name in _TOLD if summary and not isinstance(summary.get(name), (int, float))]
-    if lacking:
+    if lacking := _lacking(summary):
         raise SsdkdError(f"{folder / SUMMARY} has no number for {lacking[0]}: is it of another version of ssdkd?")
     _end_the_accuracy(lines, summary)
     tracking = config.get("tracking")
@@ -101,6 +101,15 @@ def read_run(path: str | os.PathLike[str]) -> Record:
         shown.read_bytes() if shown else None,
         shown is None or shown.name == REPLAYS,
     )
+
+
+def _lacking(summary: Mapping[str, Any]) -> list[str]:
+    """What should be a number in a summary, and is none; an unfinished run's is empty."""
+    told = {name: summary.get(name) for name in _TOLD if summary}
+    told |= {name: summary[name] for name in _MEASURED if summary.get(name) is not None}
+    phases = summary.get("phase_seconds", {})
+    told |= phases if isinstance(phases, dict) else {"phase_seconds": phases}
+    return [name for name, value in told.items() if not isinstance(value, (int, float))]
 
 
 def _end_the_accuracy(lines: list[dict[str, float]], summary: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,28 @@ def test_a_folder_that_is_no_run_is_named(
     assert says in said
     assert str(tmp_path) in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [({"student_accuracy": "x"}, "student_accuracy"), ({"phase_seconds": [1, 2]}, "phase_seconds")],
+)
+def test_a_summary_with_what_is_no_number_is_refused_in_one_sentence(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], over: dict[str, Any], named: str
+) -> None:
+    shutil.copytree(runs["ssdkd-seed0"], tmp_path / "run")
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | over))
+    assert report.main([str(tmp_path / "run")]) == 2
+    assert f"summary.json has no number for {named}: " in capsys.readouterr().err
+
+
+def test_a_line_that_is_not_of_numbers_is_left_out(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["ssdkd-seed0"], tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 99, "probe_kl": "x"}\n')
+    assert report.main([str(tmp_path / "run")]) == 0
+    assert report.read_run(tmp_path / "run").last["round"] < 99
 
 
 def test_a_summary_that_lacks_what_is_told_is_named(

@@ -48,13 +48,14 @@ def _as_line(values: dict[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last line cut off by a kill is left out."""
+    """The lines of a metrics file; one cut off by a kill, and any other that is not of numbers, is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(text)
         except ValueError:
             continue
-        if isinstance(values, dict) and isinstance(values.get("round"), (int, float)):
-            lines.append(values)
+        told = values if isinstance(values, dict) else {}
+        if told.get("round") is not None and all(v is None or isinstance(v, (int, float)) for v in told.values()):
+            lines.append(told)
     return lines
