@@ -462,7 +462,7 @@ class Engine:
         """
         start = self.stopwatch.now()
         guard = self.guard
-        found = trouble_in(statistics, guard.statistics) or guard.strayed(statistics)
+        found = trouble_in(statistics, guard.statistics, self.starts_from) or guard.strayed(statistics)
         if not found:
             guard.note_good_round()
             guard.hold(self._parts(), statistics)

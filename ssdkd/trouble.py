@@ -45,8 +45,11 @@ class Trouble:
     advice: str
 
 
-def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Trouble]:
-    """What is wrong in the statistics of a round, judged by those of the last good round (empty at the start)."""
+def trouble_in(now: Mapping[str, float], before: Mapping[str, float], start: str = "generator") -> list[Trouble]:
+    """What is wrong in the statistics of a round, judged by those of the last good round (empty at the start).
+
+    `start` is what the search starts from, as in `inversion.start`.
+    """
     found: list[Trouble] = []
     broken, candidates = now["candidates_broken"], now["candidates"]
     aside = f"; the teacher's answer is not finite for {broken:.0f} of {candidates:.0f} candidates" if broken else ""
@@ -56,7 +59,9 @@ def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Tr
     if not now["student_finite"]:
         found.append(Trouble("student", "the student's weights are not finite", LOWER_RATE))
 
-    lower_rates = "lower inversion.generator_rate and inversion.meta_rate"
+    searched, lower_rates = "search", "lower inversion.pixel_rate"
+    if start == "generator":
+        searched, lower_rates = "generator", "lower inversion.generator_rate and inversion.meta_rate"
     if not math.isfinite(now.get("term_loss", 0.0)):
         found.append(Trouble("generator", f"the inversion loss is {now['term_loss']}{aside}", lower_rates))
     if not now["generator_finite"]:
@@ -67,11 +72,11 @@ def trouble_in(now: Mapping[str, float], before: Mapping[str, float]) -> list[Tr
         spread, classes = now["candidate_pixel_spread"], now["candidate_classes"]
         if spread < SAME_IMAGE <= before.get("candidate_pixel_spread", 0.0):
             found.append(
-                Trouble("generator", "the generator collapsed: every candidate is the same image", lower_rates)
+                Trouble("generator", f"the {searched} collapsed: every candidate is the same image", lower_rates)
             )
         elif classes == 1 < before.get("candidate_classes", 0.0) and now["target_share_max"] < MOSTLY_ONE_TARGET:
             advice = f"give inversion.terms.balance a weight or {lower_rates}"
-            found.append(Trouble("generator", "the generator collapsed: every candidate is of one class", advice))
+            found.append(Trouble("generator", f"the {searched} collapsed: every candidate is of one class", advice))
     return found
 
 

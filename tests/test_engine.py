@@ -753,3 +753,7 @@ def test_few_inverted_images_of_one_class_are_no_collapse_among_many_textures(in
         **{"candidate_pixel_spread": 30.0, "candidate_classes": 1.0, "target_share_max": 0.1},
     }
     assert bool(trouble_in(now, before)) == collapsed
+    for start, searched, rate in (("generator", "generator", "generator_rate"), ("pyramid", "search", "pixel_rate")):
+        for trouble in trouble_in(now, before, start):
+            assert trouble.what == f"the {searched} collapsed: every candidate is of one class"
+            assert f"inversion.{rate}" in trouble.advice
