@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,12 @@ def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
         build(RunConfig, [base, (whole, "a task of the family")])
         ready.append(whole)
     return ready
+
+
+def digest_of(name_or_file: str) -> str:
+    """Of the tasks that a family's YAML trains on, wherever its teachers lie."""
+    trained_on = {k: v for k, v in read_yaml(name_or_file)[0].items() if k not in ("held_out", "teachers_root")}
+    return hashlib.sha256(json.dumps(trained_on, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def family_from(name_or_file: str, teachers_root: str | None = None) -> TasksConfig:

@@ -53,7 +53,7 @@ from agents.learning import (
     rows_of,
 )
 from agents.policies import CLIP, Description, LearnedPolicy, fault_in, load_policy, policy_of
-from agents.tasks import Task, TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
+from agents.tasks import Task, TasksConfig, digest_of, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import OF_ACCURACY, REWARDS, reward_by
 from envs.spaces import ENTRIES
@@ -189,6 +189,7 @@ class Training:
             "learner": learner_state(self.model),
             "random": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False)},  # noqa: NPY002
             "judged": self.judged,
+            "family": digest_of(self.config.family),
             "episodes": episodes_state(self.model, self.vector),
         }
         if self.config.normalise:
@@ -451,6 +452,12 @@ def _abandon(vector: VecEnv) -> None:
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
+    family = digest_of(training.config.family)
+    if state.get("family", family) != family:  # older checkpoints do not tell
+        raise CheckpointError(
+            f"the tasks of {training.config.family} have changed since the training began, and episodes of the old "
+            "ones are not over; bring them back, or start a new training."
+        )
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:

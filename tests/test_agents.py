@@ -620,6 +620,19 @@ def test_training_goes_on_with_all_that_it_had(
     assert "the checkpoint does not fit this training ('episodes')" in capsys.readouterr().err
 
 
+def test_a_training_goes_on_only_with_the_tasks_that_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path, "ppo", "--evaluate-seeds", "0", "--steps", "16")
+    family = tmp_path / "tiny-family.yaml"
+    written = yaml.safe_load(family.read_text())
+    family.write_text(yaml.safe_dump({**written, "tasks": [{"rounds": 50}, {"rounds": 60}]}))
+    assert train.main(["--resume", str(folder), "--steps", "32", "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: the tasks of {family} have changed since the training began")
+    family.write_text(yaml.safe_dump({**written, "held_out": [], "teachers_root": str(tmp_path)}))
+    assert train.main(["--resume", str(folder), "--steps", "32", "--quiet"]) == 0
+
+
 def test_a_training_may_begin_with_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = trained(tmp_path, "ppo", "--evaluate-seeds", "0", "--steps", "32") / "policy.safetensors"
     flags = train_flags(tmp_path, "ppo", "--evaluate-seeds", "0", "--steps", "16", "--seed", "5", "--begin", str(first))
