@@ -513,6 +513,8 @@ def named_rules(policies: Sequence[str]) -> dict[str, str]:
 def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Job], list[str]]:
     """-> every run that is asked for, and a sentence for each policy that is left out."""
     rules, left_out, digest = named_rules(given.policies), [], ""
+    if given.policy_file is not None and not set(LEARNED) & set(rules):
+        raise ConfigError("--policy-file is of a learned policy: name learned or adaptive among --policies.")
     for name in (name for name in LEARNED if name in rules):
         if given.policy_file is None and not DEFAULT.is_file():
             left_out.append(f"{name} is left out: no policy ships with this version; give one with --policy-file.")

@@ -249,6 +249,7 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--tasks", "no_such_task"], "no_such_task"),
         (["--tasks", "a/job.yaml", "b/job.yaml"], "one name"),
         (["--policies", "ssdkd", "--ablate"], "--ablate"),
+        (["--policies", "ssdkd", "--policy-file", "mine.safetensors"], "--policy-file is of a learned policy"),
         (["--plot", "plot.gif"], "--plot"),
         (["--coefficients", "set.gif"], "--coefficients"),
         (["--share", "0"], "--share: above 0 and at most 1"),
