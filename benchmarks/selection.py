@@ -555,13 +555,12 @@ def shown(value: Any, digits: int = 2) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        text = "never" if value["value"] is None else f"{value['value']:.{digits}f}"
+        text = "never" if value["value"] is None else shown(value["value"], digits)
         if value["low"] is None:
             return text
-        return (
-            f"{text} [{value['low']:.{digits}f}, {'never' if value['high'] is None else shown(value['high'], digits)}]"
-        )
-    return f"{value:.{digits}f}"
+        high = "never" if value["high"] is None else shown(value["high"], digits)
+        return f"{text} [{shown(value['low'], digits)}, {high}]"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.00
 
 
 COLUMNS = (

@@ -158,6 +158,7 @@ def test_a_policy_may_never_reach_what_ssdkd_reaches() -> None:
     assert never == {"value": None, "low": None, "high": None}
     assert selection.shown(never) == "never"
     assert selection.shown({"value": 0.5, "low": 0.25, "high": None}) == "0.50 [0.25, never]"
+    assert selection.shown(-0.001) == "0.00", "without a sign that means nothing"
 
 
 def test_seeds_that_a_policy_lacks_are_left_out() -> None:
