@@ -145,6 +145,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
+        self.family = digest_of(config.family)  # as it is when its tasks are read
         self.observations, self.actions = config.observed(), config.acted()
         discount = checked(config.algorithm, config.arguments).get("gamma", 0.99)
         make = _environment(base, list(tasks), config, self.observations, self.actions)
@@ -189,7 +190,7 @@ class Training:
             "learner": learner_state(self.model),
             "random": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False)},  # noqa: NPY002
             "judged": self.judged,
-            "family": digest_of(self.config.family),
+            "family": self.family,
             "episodes": episodes_state(self.model, self.vector),
         }
         if self.config.normalise:
@@ -452,8 +453,7 @@ def _abandon(vector: VecEnv) -> None:
 
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
-    family = digest_of(training.config.family)
-    if state.get("family", family) != family:  # older checkpoints do not tell
+    if state.get("family", training.family) != training.family:  # older checkpoints do not tell
         raise CheckpointError(
             f"the tasks of {training.config.family} have changed since the training began, and episodes of the old "
             "ones are not over; bring them back, or start a new training."

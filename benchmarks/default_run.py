@@ -41,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     known, options = parser.parse_known_args(argv)
     require_at_least(known, first=0, seeds=1, jobs=1)
     refuse_own(options, {"--seed": "--first and --seeds"})
-    config, _ = command._read(options, command._default_config(options))
+    config, _ = command.read_command_line(options)
     if not has_evaluation(config.dataset, config.data_root):
         raise ConfigError("without an evaluation set there is no gap to tell: give --dataset and --data-root.")
     head = f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}"

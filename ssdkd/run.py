@@ -342,7 +342,7 @@ def start(argv: Sequence[str] | None) -> None:
     from agents import choose_policy  # another package of that name is noticed before anything is made
     from envs import SampleSelectionEnv  # noqa: F401
 
-    config, given = _read(argv, _default_config(argv))
+    config, given = read_command_line(argv)
     display = Display(quiet=given.quiet)
     if given.resume is None:
         choose_policy(config.policy, config.seed, config.policy_file, config.adapt)  # likewise one that cannot be had
@@ -363,6 +363,11 @@ def start(argv: Sequence[str] | None) -> None:
     if not given.quiet:
         display.console.print(summary_table(result.summary))
         print(f"run folder: {result.folder}")
+
+
+def read_command_line(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.Namespace]:
+    """What the command's words make of its configuration, and its flags that are no part of one."""
+    return _read(argv, _default_config(argv))
 
 
 def _default_config(argv: Sequence[str] | None) -> str | None:
