@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import yaml
 
 from agents.tasks import merged
-from benchmarks.arguments import names_in
+from benchmarks.arguments import names_in, require_at_least
 from benchmarks.selection import differing, draw, first_reached
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, Parser, SsdkdError, run_command
@@ -316,8 +316,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", help="file to write instead of field.json")
     given = parser.parse_args(argv)
-    if given.minutes is not None and not given.minutes > 0:
-        raise ConfigError("--minutes: above 0.")
+    if given.minutes is not None:
+        require_at_least(given, minutes=0)
     deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else math.inf
     size, out = SIZES[given.size](), Path(given.out)
     chosen = names_in(given.methods or "", size.methods, "--methods") or list(size.methods)

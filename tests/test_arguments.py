@@ -36,7 +36,7 @@ WRONG: list[tuple[Any, str, str]] = [
     (default_run, "--seeds 1 --jobs 1 --foo", "unknown option --foo."),
     (default_run, "--seed 5", "--seed: every run has its own; give --first and --seeds."),
     (default_run, "--dataset mnist", "without an evaluation set there is no gap to tell"),
-    (field, "--size tiny --out field --minutes -1", "--minutes: above 0."),
+    (field, "--size tiny --out field --minutes -1", "--minutes: at least 0."),
     (kill_test, "--jobs 0", "--jobs: at least 1."),
     (kill_test, "--kills-per-run 0", "--kills-per-run: at least 1."),
     (learning_curve, "a=nowhere --out curve.png", "nowhere holds no curves of a training"),
