@@ -83,8 +83,13 @@ def apart_from_caller() -> Iterator[None]:
     # what names no device here lies on the CPU; where that is so anyway, nothing is put in the way of every call
     on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext()
     plain_cpu, plain_cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with on_cpu, torch.inference_mode(False), plain_cpu, plain_cuda:
-        yield
+    numbers = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with on_cpu, torch.inference_mode(False), plain_cpu, plain_cuda:
+            yield
+    finally:
+        torch.set_default_dtype(numbers)
 
 
 @contextmanager

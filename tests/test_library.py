@@ -243,6 +243,18 @@ def test_the_callers_default_device_changes_no_student(policy: str) -> None:
     assert same(weights(networks[0][1]), weights(networks[1][1]))
 
 
+def test_the_callers_default_numbers_change_no_student() -> None:
+    networks = [(digits_teacher(), a_student()) for _ in range(2)]
+    ssdkd.distill(*networks[0], dataset="digits", **SMALL)
+    torch.set_default_dtype(torch.float64)
+    try:
+        ssdkd.distill(*networks[1], dataset="digits", **SMALL)
+        assert torch.get_default_dtype() == torch.float64, "the caller's stay as they were"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(weights(networks[0][1]), weights(networks[1][1]))
+
+
 class Viewing(nn.Module):
     """A user's network that flattens by `view`, which only maps of one layout bear."""
 
