@@ -260,11 +260,7 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     torch.set_num_threads(1)
-    try:
-        return run_command(run, argv)
-    except KeyboardInterrupt:
-        print("stopped; nothing is written before the last episode has ended.", file=sys.stderr)
-        return 130
+    return run_command(run, argv, stopped="stopped; nothing is written before the last episode has ended.")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import CheckpointError, ConfigError, first_line
 from ssdkd.files import expanded, read_safetensors, write_safetensors
+from ssdkd.models import fingerprint
 
 EVOLUTION = "agents.evolution:Evolution"  # its critic has learned nothing
 DEFAULT = Path(__file__).parent / "policies" / "default.safetensors"
@@ -136,8 +137,7 @@ class LearnedPolicy:
         digest = hashlib.sha256(json.dumps(asdict(self.description), sort_keys=True).encode())
         for part in (self.mean, self.var):
             digest.update(np.ascontiguousarray(part, dtype=np.float64).tobytes())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digest.update(fingerprint(self.network.state_dict()).encode())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:

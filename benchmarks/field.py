@@ -353,11 +353,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
-    try:
-        return run_command(run, argv)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on.", file=sys.stderr)
-        return 130
+    return run_command(run, argv, stopped="stopped; the same command goes on.")
 
 
 if __name__ == "__main__":

@@ -261,11 +261,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     torch.set_num_threads(1)
-    try:
-        return run_command(run, argv)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the pairs that are left.", file=sys.stderr)
-        return 130
+    return run_command(run, argv, stopped="stopped; the same command goes on with the pairs that are left.")
 
 
 if __name__ == "__main__":

@@ -51,11 +51,21 @@ def in_one_line(error: BaseException) -> str:
     return f"{kind}: {first_line(error)}" if str(error).strip() else kind
 
 
-def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
-    """Run what a command is made of: -> its exit code; a user's mistake is one sentence and a code of its own."""
+def run_command(
+    run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None, stopped: str | None = None
+) -> int:
+    """Run what a command is made of: -> its exit code; a user's mistake is one sentence and a code of its own.
+
+    `stopped` is what Ctrl-C is answered with, if it is an end like any other.
+    """
     try:
         run(argv)
     except SsdkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        if stopped is None:
+            raise
+        print(stopped, file=sys.stderr)
+        return 130
     return 0

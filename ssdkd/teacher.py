@@ -129,10 +129,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        return run_command(run, argv)
-    except KeyboardInterrupt:
-        print("stopped; nothing was saved.", file=sys.stderr)
-        return 130
+        return run_command(run, argv, stopped="stopped; nothing was saved.")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
