@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class SsdkdError(Exception):
@@ -34,6 +34,13 @@ class NumericalError(SsdkdError):
 
 class Parser(argparse.ArgumentParser):
     """Its refusals are sentences like all others."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = list(sys.argv[1:] if args is None else args)
+        for each in args:
+            if each.startswith("--") and each.endswith("=--"):  # of which older Pythons make an empty list
+                self.error(f"{each[:-3].replace('_', '-')}: -- is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help.")

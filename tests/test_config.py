@@ -221,6 +221,12 @@ def test_a_value_that_the_reader_chokes_on_is_refused(value: str) -> None:
     assert "--seed" in refusal("--seed", value)
 
 
+@pytest.mark.parametrize("flag", ["--seed", "--config", "--distillation.learning-rate"])
+def test_two_dashes_are_no_value(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: -- is no value; see "):
+        read(f"{flag}=--")
+
+
 @given(st.sampled_from(["seed", "minutes", "image.mean", "inversion.terms", "compile", "out"]), st.text())
 @settings(max_examples=80, deadline=None)
 def test_no_value_whatever_gives_more_than_a_refusal(key: str, text: str) -> None:
