@@ -81,7 +81,7 @@ def autocast_for(precision: str, device: torch.device, work: int) -> AbstractCon
 def apart_from_caller() -> Iterator[None]:
     """With gradients, in the arithmetic and on the device that are configured, whatever the caller's modes are."""
     # what names no device here lies on the CPU; where that is so anyway, nothing is put in the way of every call
-    on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext()
+    on_cpu = torch.device("cpu") if torch.empty(0).device.type != "cpu" else nullcontext()
     plain_cpu, plain_cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
     numbers = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -48,7 +49,8 @@ class Parser(argparse.ArgumentParser):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, or else its kind, as a part of a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))  # some are in colour
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return (lines[0][:300] if lines else type(error).__name__).rstrip(".:")
 
 

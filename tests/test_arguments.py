@@ -25,7 +25,7 @@ from benchmarks import (
     views,
 )
 from benchmarks import round as rounds
-from ssdkd.errors import run_command
+from ssdkd.errors import first_line, run_command
 
 WRONG: list[tuple[Any, str, str]] = [
     (cost, "--axes capacity,foo", "--axes: 'foo' is none of capacity, classes, size, teacher."),
@@ -149,3 +149,9 @@ def test_a_package_that_is_missing_is_named_before_the_work(
     assert run_command(benchmark.run, arguments.split()) == 2
     assert capsys.readouterr().err.endswith("which is not installed: pip install -e '.[bench]'.\n")
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_what_a_library_says_in_colour_is_told_without() -> None:
+    assert first_line(RuntimeError("\x1b[96mThis is step 3/3\x1b[0m of the export.\nMore.")) == (
+        "This is step 3/3 of the export"
+    )

@@ -142,8 +142,16 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("name", ["torchscript", "exported-program"])
 def test_a_model_for_one_number_of_images_is_told_what_to_do(name: str, tmp_path: Path) -> None:
-    with pytest.raises(module.ConfigError, match=r"x\.shape\[0\]"):
-        export(Counting(), name, tmp_path / "student.pt", (1, 8, 8), {})
+    file, refused = tmp_path / "student.pt", ""
+    try:
+        export(Counting(), name, file, (1, 8, 8), {})
+    except module.ConfigError as error:
+        refused = str(error)
+    if name == "exported-program" and not refused:  # PyTorch before 2.8 sees through len
+        assert torch.export.load(str(file)).module()(torch.zeros(7, 1, 8, 8)).shape == (7, 64)
+    else:
+        assert "x.shape[0]" in refused
+        assert not file.exists()
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
