@@ -39,9 +39,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 def switches_on(device: torch.device) -> list[str]:
     """Those that differ there: a GPU's automatic choice, for runs as long as these, is to compile, a CPU's is not."""
-    same = ["compile on" if compiles("auto", device, long_run=True) else "compile off"]
-    if not has_compiler(device):
-        same.append("compile on")
+    same = ["compile on", "compile off"]
+    if has_compiler(device):
+        same = same[:1] if compiles("auto", device, long_run=True) else same[1:]
     return [name for name in SWITCHES if name not in same]
 
 

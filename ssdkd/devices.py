@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import shutil
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -40,7 +41,8 @@ def seed_torch(seed: int, device: torch.device) -> None:
     """PyTorch's own random numbers, of the CPU and of that device: `torch.manual_seed` would seed every GPU's."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def keep_freed_memory(largest: int = 2**28, kept: int = 2**29) -> bool:
@@ -105,7 +107,8 @@ def threads_given_back() -> Iterator[None]:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     asked: list[Callable[[], bool]] = [
         getattr(torch.cpu, name, lambda: False) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     ]
@@ -137,19 +140,25 @@ def looked_at_once(device: torch.device, pixels: int) -> int:
 def compiles(switch: str, device: torch.device, long_run: bool) -> bool:
     """Whether the student's step is compiled: as `switch` says; `auto`: on a GPU, where a long run earns back the wait.
 
+    Where `auto` would and cannot, a warning says so.
     On a CPU, steps that are a fifth faster pay for half a minute of compilation after some 2,600 (docs/results.md).
     """
-    if switch == "on" and not has_compiler(device):
+    wanted = switch == "on" or (switch == "auto" and long_run and device.type == "cuda")
+    if not wanted or has_compiler(device):
+        return wanted
+    if switch == "on":
         raise ConfigError(
             "compile: on needs a C++ compiler for the CPU, Triton, a C compiler and Python's headers for a GPU, and "
             "does not find them; leave it out."
         )
-    return switch == "on" or (switch == "auto" and long_run and device.type == "cuda" and has_compiler(device))
+    missing = "Triton, a C compiler or Python's headers are missing"
+    warnings.warn(f"the student learns without being compiled ({missing})", stacklevel=2)
+    return False
 
 
 def is_of_compiling(error: BaseException) -> bool:
     """Whether torch.compile failed, which it notices when what it made is first called, or first goes backward."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
 def has_compiler(device: torch.device) -> bool:

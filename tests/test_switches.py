@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,19 @@ def test_rendered_views_teach_the_very_same_student() -> None:
     assert tiny_engine(changed(buffer={"views": 0})).buffer.rendered is None, "nobody would look at it"
 
 
-@pytest.mark.parametrize("broken", ["fw_compiler", "bw_compiler"])
-def test_a_student_that_cannot_be_compiled_learns_as_it_is(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("broken", "by"),
+    [
+        ("fw_compiler", "torch._inductor.exc"),
+        ("bw_compiler", "torch._inductor.exc"),
+        ("bw_compiler", "triton.compiler.errors"),
+    ],
+)
+def test_a_student_that_cannot_be_compiled_learns_as_it_is(
+    broken: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Failed(RuntimeError):
-        __module__ = "torch._inductor.exc"
+        __module__ = by
 
     def breaks(*_: object) -> None:
         raise Failed("ptxas is missing")
@@ -141,6 +151,24 @@ def test_a_look_takes_fewer_images_the_larger_they_are() -> None:
     assert sizes == [256, 128, 128, 32, 16, 16]
 
 
+def test_the_gpu_that_is_asked_and_seeded_is_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, seeded = [0], []
+
+    @contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", made_current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append((current[-1], seed)))
+    assert [devices.has_fast_bfloat16(torch.device("cuda", number)) for number in (0, 1)] == [False, True]
+    with torch.random.fork_rng(devices=[]):
+        devices.seed_torch(7, torch.device("cuda", 1))
+    assert seeded == [(1, 7)]
+
+
 @pytest.mark.parametrize("able", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
 def test_bfloat16_is_automatic_where_a_processor_multiplies_it_faster_and_networks_are_large(
     monkeypatch: pytest.MonkeyPatch, able: tuple[str, ...]
@@ -169,10 +197,14 @@ def test_compiling_is_automatic_only_where_a_long_run_on_a_gpu_earns_it_back(mon
 
 
 def test_compiling_without_a_compiler_is_refused_when_asked_for_and_never_automatic(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
-    assert not compiles("auto", GPU, long_run=True)
+    assert not compiles("auto", GPU, long_run=False)
+    assert not compiles("auto", CPU, long_run=True)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="without being compiled .*a C compiler"):
+        assert not compiles("auto", GPU, long_run=True)
     with pytest.raises(ConfigError, match=r"compile: on needs a C\+\+ compiler"):
         tiny_engine(changed(compile="on"))
 
