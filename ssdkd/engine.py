@@ -354,12 +354,13 @@ class Engine:
         start = self.stopwatch.now()
         buffer, random = self.buffer, self.random["keep"]
         new, usable = candidates.samples, candidates.samples.usable()
-        if self.config.buffer.fresh and usable.any():  # else what is there must do for another round
-            buffer.size = 0
-        held = buffer.filled()
-        if buffer.size < buffer.capacity:  # free slots take whatever comes; afterwards nothing waits for the device
+        fresh = self.config.buffer.fresh
+        if fresh or buffer.size < buffer.capacity:  # free slots take whatever comes; else nothing waits for the device
             rows = usable.nonzero()[:, 0]  # by the mask itself, each array would wait
             new, usable = new[rows], usable[rows]
+            if fresh and len(rows):  # else what is there must do for another round
+                buffer.size = 0
+        held = buffer.filled()
         counts = selection.class_counts(torch.cat([held.classes, new.classes]), self.spec.num_classes)
 
         def score(samples: Samples) -> Tensor:
@@ -371,7 +372,8 @@ class Engine:
         slot_scores = score(held) + selection.log_worn(buffer.visits[: len(held)], coefficients.wear)
         new_scores = torch.where(usable, score(new), -torch.inf)  # which beats nothing
         order = new_scores.argsort(descending=True)
-        entered = buffer.append(new[order], delta=1.0, round_index=self.round)
+        free = buffer.capacity - buffer.size
+        entered = buffer.append(new[order[:free]], delta=1.0, round_index=self.round) if free else 0
         rest = order[entered:]
         accepted = torch.zeros((), device=self.device)
         limit = round(coefficients.refresh * buffer.capacity)
@@ -545,7 +547,7 @@ class Engine:
             made.append(to_bytes(random_textures(recipe.textures, self.spec.shape, self.mean, self.std, *generators)))
         if recipe.blends:
             made.append(self._blended(torch.cat(made), recipe.blends))
-        return torch.cat(made), {name: value.detach() for name, value in terms.items()}
+        return torch.cat(made), terms
 
     def _blended(self, images: Tensor, count: int) -> Tensor:
         """Mixtures of new images with others of the buffer, or of each other while it is empty: -> (count, H, W, c).
