@@ -113,7 +113,7 @@ def in_a_process(command: list[str]) -> tuple[str, float]:
 
 def show(axis: str, row: dict[str, Any]) -> None:
     phases = "".join(f"{row['phases'][phase]:>10.3f}" for phase in PHASES)
-    on_device = f"{row['device_mib']:>11.0f}" if "device_mib" in row else ""
+    on_device = f"{row['device_mib']:>9.0f} MiB on the GPU" if "device_mib" in row else ""
     print(
         f"{axis:<9} {row[axis]!s:>9} {row['round_seconds']:>9.3f}{phases} "
         f"{row['peak_mib']:>9.0f} {row['bytes_per_sample']:>12,}{on_device}",

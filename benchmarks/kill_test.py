@@ -2,11 +2,11 @@
 
     python -m benchmarks.kill_test --kills 50 --kills-per-run 5 --seed 0 --jobs 1
 
-Each run is the default job (`python -m ssdkd.run`) in a process of its own. It dies with SIGKILL, is given to
-`--resume`, dies again, and so on, `--kills-per-run` times in a row; then it is left to finish. The moments are
-random, the earlier ones first. Every second kill comes at such a moment, whatever the run is doing; the others come
-inside the write, fsync or rename of a file (`SSDKD_FAULT`, see `ssdkd.files`): three quarters of these of the
-checkpoint that is due next, the rest of the configuration, the metrics or the results.
+Each run is the default job (`python -m ssdkd.run`) in a process of its own, on the CPU, since no GPU repeats itself to
+the byte. It dies with SIGKILL, is given to `--resume`, dies again, and so on, `--kills-per-run` times in a row; then it
+is left to finish. The moments are random, the earlier ones first. Every second kill comes at such a moment, whatever
+the run is doing; the others come inside the write, fsync or rename of a file (`SSDKD_FAULT`, see `ssdkd.files`): three
+quarters of these of the checkpoint that is due next, the rest of the configuration, the metrics or the results.
 
 A run passes if its student has the bytes of the undisturbed run's, and if each `--resume` went on from at most one
 checkpoint interval before the last round that the killed run had noted. Ends with 1 if any does not.
@@ -277,7 +277,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--interval", type=int, default=10, help="rounds between checkpoints (default: 10)")
     given, more = parser.parse_known_args(argv)
     require_at_least(given, kills=1, kills_per_run=1, jobs=1, interval=1)
-    options = ["--checkpoint.minutes", "0", "--checkpoint.rounds", str(given.interval), *more]
+    options = ["--device", "cpu", "--checkpoint.minutes", "0", "--checkpoint.rounds", str(given.interval), *more]
     outcomes, verdicts = kill_test(given.kills, given.kills_per_run, given.seed, given.jobs, options, given.interval)
     if not all(verdicts) or any(outcome.lost > given.interval for outcome in outcomes):
         raise SystemExit(1)

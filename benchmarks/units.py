@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -33,7 +34,7 @@ STARTED = (0, 250_000, 500_000, 1_000_000, 2_000_000)
 
 def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
     """What making takes, in student steps: in seconds, and as counted for each of `STARTED`."""
-    engine = build_engine(config)
+    engine = build_engine(replace(config, device="cpu"))
     loop, neutral, clock = engine.loop(), Coefficients(), Clock(engine.device, processor=True)
     next(loop)
     clock.watch(engine, "invert", "making")

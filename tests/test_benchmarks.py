@@ -397,8 +397,11 @@ def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
     assert np.allclose(seen, 0.75)
 
 
-def test_units_compare_what_is_counted_with_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_units_compare_what_is_counted_with_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads, in_force = torch.get_num_threads(), costs.STARTED
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a processor's seconds are of a CPU all the same
     try:
         assert units.main(["--tasks", "digits", "--rounds", "1"]) == 0
         (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from test_agents import only_run, train_flags
 
 import ssdkd
 from agents import train
+from benchmarks import kill_test as benchmark
 from benchmarks.kill_test import Undisturbed, drawn_kills, kill_test
+from ssdkd import run as command
 
 ROOT = Path(ssdkd.__file__).resolve().parent.parent
 
@@ -81,3 +85,16 @@ def test_a_run_that_is_refused_is_refused_as_by_its_command(capsys: pytest.Captu
         kill_test(1, per_run=1, seed=0, jobs=1, options=["--roundz", "3"], interval=2)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown option --roundz")
+
+
+def test_runs_are_compared_on_the_cpu_unless_another_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(kills: int, per_run: int, seed: int, jobs: int, options: list[str], interval: int) -> Any:
+        asked.append(command.read_command_line(options)[0].device)
+        return [SimpleNamespace(lost=0)], [True]
+
+    monkeypatch.setattr(benchmark, "kill_test", noted)
+    benchmark.run([])
+    benchmark.run(["--device", "cuda"])
+    assert asked == ["cpu", "cuda"]
