@@ -71,20 +71,18 @@ def full_precision() -> Iterator[None]:
     The iteration is for eigenvalues from 0 to 1: those that rounding brings below 0 grow twelvefold in each turn.
     """
     switches: Any = torch.backends.cuda.matmul
-    switch: tuple[str, Any] = ("allow_tf32", False)
-    try:
-        allowed = switches.allow_tf32
-    except RuntimeError:  # PyTorch's newer switch was used, which the older one then does not tell
-        switch, allowed = ("fp32_precision", "ieee"), switches.fp32_precision
-    name, full = switch
-    if allowed == full:
+    switch: tuple[str, Any, Any] = ("allow_tf32", True, False)
+    if hasattr(switches, "fp32_precision"):  # of a later PyTorch, where the older one, put back, is not what it was
+        switch = ("fp32_precision", "tf32", "ieee")
+    name, rounded, full = switch
+    if getattr(switches, name) != rounded:
         yield
         return
     setattr(switches, name, full)
     try:
         yield
     finally:
-        setattr(switches, name, allowed)
+        setattr(switches, name, rounded)
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,6 +1,8 @@
 """Promises of Muon: hidden layers move in all directions alike, all else as SGD moves it."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -164,32 +166,47 @@ def test_convolutions_of_other_dimensions_are_turned_too(kind: type[nn.Conv1d] |
     assert 0.6 < sizes.min() < sizes.max() < 1.25
 
 
-NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+MATMUL: Any = torch.backends.cuda.matmul
+NEWER = hasattr(MATMUL, "fp32_precision")
+
+
+def told_of_precision() -> list[Any]:
+    """What the process says of it, by each of PyTorch's switches; those that another one has put out of use say why."""
+    told: list[Any] = []
+    for switch in (lambda: MATMUL.allow_tf32, torch.get_float32_matmul_precision, lambda: MATMUL.fp32_precision):
+        try:
+            told.append(switch())
+        except (RuntimeError, AttributeError) as error:
+            told.append(str(error))
+    return told
 
 
 @pytest.mark.parametrize(
-    ("switch", "allowed"),
+    "allow",
     [
-        ("allow_tf32", True),
-        ("allow_tf32", False),
-        pytest.param("fp32_precision", "tf32", marks=pytest.mark.skipif(not NEWER, reason="of a later PyTorch")),
+        *(partial(torch.set_float32_matmul_precision, name) for name in ("highest", "high", "medium")),
+        partial(setattr, MATMUL, "allow_tf32", True),
+        pytest.param(
+            partial(setattr, MATMUL, "fp32_precision", "tf32"),
+            marks=pytest.mark.skipif(not NEWER, reason="of a later PyTorch"),
+        ),
     ],
 )
-def test_steps_are_not_rounded_to_tf32_where_the_process_allows_it(
-    switch: str, allowed: Any, monkeypatch: pytest.MonkeyPatch
+def test_steps_are_not_rounded_to_tf32_where_the_process_allows_it_and_it_still_does_afterwards(
+    allow: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, switches, seen = trained()[0], torch.backends.cuda.matmul, []
+    model, seen = trained()[0], []
 
     def watched(matrices: list[Tensor]) -> list[Tensor]:
-        seen.append(switches.allow_tf32)
+        seen.append(MATMUL.fp32_precision == "tf32" if NEWER else MATMUL.allow_tf32)
         return orthogonal(matrices)
 
     monkeypatch.setattr(muon, "orthogonal", watched)
-    before = getattr(switches, switch)
-    setattr(switches, switch, allowed)
     try:
+        allow()
+        before = told_of_precision()
         moved(model)
         assert seen == [False]
-        assert getattr(switches, switch) == allowed
+        assert told_of_precision() == before
     finally:
-        setattr(switches, switch, before)
+        torch.set_float32_matmul_precision("highest")
