@@ -235,6 +235,10 @@ def test_the_edges_of_confidence_and_disagreement_stay_finite() -> None:
 # -- class counts and the next targets ------------------------------------------------------------------
 
 
+def test_the_highest_priority_is_one_however_high_it_was() -> None:
+    assert selection.priorities(torch.tensor([90.0, 100.0, -100.0])).tolist() == [pytest.approx(math.exp(-10)), 1, 0]
+
+
 def test_class_counts_are_a_recount() -> None:
     classes = torch.randint(0, 7, (300,), generator=random_from(0))
     counted = selection.class_counts(classes, 9)
@@ -287,6 +291,7 @@ def after_exchange(held: torch.Tensor, new: torch.Tensor, limit: int) -> tuple[t
     kept[slots[accepted]] = new[winners[accepted]]
     assert len(set(slots.tolist())) == len(slots), "a slot gave way twice"
     assert len(set(winners.tolist())) == len(winners), "a candidate was taken twice"
+    assert (new[winners[accepted]] > held[slots[accepted]]).all(), "a slot gave way to what is no better"
     return kept, slots[accepted]
 
 
