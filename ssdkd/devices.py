@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import shutil
 import sysconfig
 import warnings
@@ -163,8 +164,8 @@ def is_of_compiling(error: BaseException) -> bool:
 
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile finds what it hands its code to."""
-    if device.type == "cuda":  # Triton compiles against Python's headers
+    if device.type == "cuda":  # Triton compiles against Python's headers, by gcc or clang unless CC names another
         headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-        found = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
-        return found and headers
+        by = (os.environ.get("CC", ""), "gcc", "clang")
+        return headers and importlib.util.find_spec("triton") is not None and any(map(shutil.which, by))
     return any(map(shutil.which, ("g++", "clang++", "cl")))

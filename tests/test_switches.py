@@ -196,6 +196,29 @@ def test_compiling_is_automatic_only_where_a_long_run_on_a_gpu_earns_it_back(mon
     assert not compiles("off", GPU, long_run=True)
 
 
+@pytest.mark.parametrize(
+    ("there", "named", "found"),
+    [
+        ({"gcc"}, None, True),
+        ({"clang"}, None, True),
+        ({"cc"}, None, False),
+        ({"icx"}, "icx", True),
+        (set(), "icx", False),
+    ],
+)
+def test_a_gpus_compiler_is_one_that_triton_takes(
+    there: set[str], named: str | None, found: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: tmp_path)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.delenv("CC", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CC", named)
+    assert has_compiler(GPU) == found
+
+
 def test_compiling_without_a_compiler_is_refused_when_asked_for_and_never_automatic(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
