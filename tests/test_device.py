@@ -3,12 +3,13 @@
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import backend_registration
 
 from ssdkd.checkpoint import load_newest, save
@@ -16,6 +17,7 @@ from ssdkd.config import RunConfig, from_mapping
 from ssdkd.costs import Costs
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
 from ssdkd.engine import Engine, Statistics
+from ssdkd.inversion.observer import _Moments
 from ssdkd.models import create_model, load_weights, save_weights
 from ssdkd.run import run
 from ssdkd.teacher import TeacherTraining, train
@@ -89,6 +91,23 @@ def test_a_round_waits_for_the_device_once(kind: str, apart: Callable[..., Any])
     first = loop.send(STEERED)
     for name in ("replay_loss", "candidate_confidence_q50", "accepted"):
         assert rounds[0][2][name] == pytest.approx(first[name], rel=0.1)
+
+
+def statistics_and_slope(on_device: bool) -> list[Tensor]:
+    """Of maps with three channels: mean and variance of each, and the derivative of a sum of theirs."""
+    maps = torch.linspace(-1.0, 2.0, 2 * 3 * 4 * 5).square().view(2, 3, 4, 5)
+    factors = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
+    with pretended_device() if on_device else nullcontext(torch.device("cpu")) as device:
+        seen = maps.to(device).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        found = torch.stack(_Moments.apply(seen))
+        (slope,) = torch.autograd.grad((found * factors.to(device)).sum(), seen)
+        return [found.detach().cpu(), slope.cpu()]
+
+
+def test_statistics_are_those_of_a_cpu(apart: Callable[..., Any]) -> None:
+    """A GPU works them out in another way."""
+    for there, here in zip(apart(statistics_and_slope, True), statistics_and_slope(False), strict=True):
+        torch.testing.assert_close(there, here)
 
 
 def costs_on_the_device() -> Costs:
