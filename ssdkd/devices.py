@@ -108,8 +108,7 @@ def threads_given_back() -> Iterator[None]:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     asked: list[Callable[[], bool]] = [
         getattr(torch.cpu, name, lambda: False) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     ]

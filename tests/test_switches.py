@@ -161,7 +161,7 @@ def test_the_gpu_that_is_asked_and_seeded_is_the_runs_own(monkeypatch: pytest.Mo
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", made_current)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((7, 5), (9, 0))[device.index])
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append((current[-1], seed)))
     assert [devices.has_fast_bfloat16(torch.device("cuda", number)) for number in (0, 1)] == [False, True]
     with torch.random.fork_rng(devices=[]):
