@@ -202,7 +202,7 @@ def called(module: str, words: Sequence[str], deadline: float) -> bool:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it finishes its round and saves
         end(process)
-        return False
+        return process.returncode == 0  # that round was the last
     except KeyboardInterrupt:
         end(process)
         raise

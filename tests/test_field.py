@@ -107,6 +107,24 @@ def test_a_run_whose_round_takes_too_long_to_stop_is_killed(monkeypatch: pytest.
         assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_run_that_ends_as_the_time_is_up_is_finished_if_that_was_its_end(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))"
+    popen = subprocess.Popen
+
+    def begun(_: list[str]) -> subprocess.Popen[bytes]:
+        process = popen([sys.executable, "-c", f"{ends}; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout as told:
+            told.readline()  # it listens from now on
+        return process
+
+    monkeypatch.setattr(field.subprocess, "Popen", begun)
+    assert field.called("ssdkd.run", [], time.monotonic()) == (code == 0)
+
+
 def test_whoever_stops_the_comparison_stops_its_run_too_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
