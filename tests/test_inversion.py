@@ -560,6 +560,23 @@ def test_a_search_from_textures_takes_the_smaller_steps_that_it_is_told_to(kind:
     assert torch.allclose((near - texture)[inside], 0.5 * (far - texture)[inside], atol=1.5), "but for rounding"
 
 
+def test_a_search_on_pixels_looks_at_none_that_cannot_be(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    edges: list[tuple[float, float]] = []
+
+    def watching(scene: Scene) -> Tensor:
+        edges.append((scene.images.min().item(), scene.images.max().item()))
+        return -scene.inputs.square().mean()
+
+    monkeypatch.setitem(TERMS, "watching", TERMS["l2"])
+    register_term("watching")(watching)
+    settings = replace(inverter(teacher).settings, steps=3, pixel_rate=1.0, terms={"watching": 1.0})
+    random = random_from(0)
+    TextureInverter((1, 8, 8), Observer(teacher), MEAN, STD, settings, random, random, nullcontext()).invert(
+        TARGETS, None, 0.0
+    )
+    assert edges[1:] == [(0.0, 1.0)] * 2, "steps this long reach black and white, and no further"
+
+
 # -- textures ------------------------------------------------------------------------------------------
 
 
