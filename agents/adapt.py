@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -87,7 +87,7 @@ class AdaptivePolicy:
                 action = drawn.numpy()
             else:
                 action, _ = policy.predict(seen, deterministic=False)
-                if self.description.algorithm == "td3":
+                if isinstance(self.model, TD3):  # or DDPG, which is one
                     action = action + np.random.normal(0.0, NOISE, action.shape)  # noqa: NPY002
                 action = np.clip(action, -1.0, 1.0).astype(np.float32)
         self.last["action"] = action

@@ -5,7 +5,7 @@ The header holds, as JSON under `ssdkd.policy`, what a policy is made of:
 | field | meaning |
 | --- | --- |
 | format | "1" |
-| algorithm | ppo, a2c, sac, td3, or an import path: of `agents.evolution`, of sb3_contrib, or else only if trusted |
+| algorithm | ppo, a2c, sac, td3 or an import path: of evolution, stable_baselines3, sb3_contrib, else only if trusted |
 | net_arch | hidden layers: a list, or lists under "pi" (actor) and "vf" or "qf" (critic) |
 | activation | tanh, relu, elu, silu |
 | observations | names of the entries of `envs.spaces.ENTRIES` that it reads, in its order |
@@ -44,7 +44,7 @@ from agents.learning import ACTIVATIONS, ALGORITHMS, algorithm_class, columns_of
 from envs.rewards import REWARDS
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import CheckpointError, ConfigError, first_line
+from ssdkd.errors import CheckpointError, first_line
 from ssdkd.files import expanded, read_safetensors, write_safetensors
 from ssdkd.models import fingerprint
 
@@ -53,6 +53,7 @@ DEFAULT = Path(__file__).parent / "policies" / "default.safetensors"
 CLIP = 10.0  # bound on normalised observations, as in VecNormalize
 MOST_LAYERS, WIDEST = 6, 1024
 _FORMAT = "1"
+_IMPORTED = re.compile(rf"{EVOLUTION}|(stable_baselines3|sb3_contrib):[A-Za-z0-9]+")  # whoever wrote the file
 
 
 @dataclass
@@ -111,7 +112,8 @@ class LearnedPolicy:
                 worth = network.predict_values(flat)[:, 0]
             elif hasattr(network, "critic") and hasattr(network.critic, "q_networks"):
                 action = network._predict(flat, deterministic=True)
-                worth = torch.cat(network.critic(flat, action), dim=1).min(dim=1).values
+                told = network.critic(flat, action)  # of each critic one number, or (TQC) the quantiles of one
+                worth = (torch.cat(told, dim=1) if isinstance(told, tuple) else told.mean(dim=2)).min(dim=1).values
             else:
                 return None
         values: np.ndarray = worth.reshape(inputs.shape[:-1]).numpy() * self.description.reward_scale
@@ -155,10 +157,13 @@ class LearnedPolicy:
         tensors["normalise.var"] = torch.as_tensor(self.var, dtype=torch.float64)
         return tensors
 
+    def _text(self) -> str:
+        return json.dumps({"format": _FORMAT, **asdict(self.description)}, allow_nan=False)
+
     def require_readable(self) -> None:
         """Refuse a network that is not the one which its description builds: its file could never be read."""
         try:
-            _assembled(self.tensors(), self.description)
+            _assembled(self.tensors(), _description_in(self._text(), trust=True))
         except Exception as error:  # whatever the algorithm's policy makes of the description
             raise CheckpointError(
                 f"a policy of {self.description.algorithm} with these arguments could not be read from its file "
@@ -171,10 +176,9 @@ class LearnedPolicy:
         if path.suffix != ".safetensors":
             raise CheckpointError(f"a policy cannot be saved as {path}: let the name end in .safetensors.")
         self.require_readable()
-        text = json.dumps({"format": _FORMAT, **asdict(self.description)}, allow_nan=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_safetensors(path, self.tensors(), {"ssdkd.policy": text}, seal=True)
+            write_safetensors(path, self.tensors(), {"ssdkd.policy": self._text()}, seal=True)
         except OSError as error:
             raise CheckpointError(f"policy {path} cannot be saved: {error.strerror or error}.") from error
 
@@ -212,8 +216,8 @@ def load_policy(path: str | Path | None = None, *, trust: bool = False) -> Learn
         raise CheckpointError(f"policy {path} holds no description of a policy: is it the weights of a model?")
     try:
         return _assembled(tensors, _description_in(metadata["ssdkd.policy"], trust))
-    except (ValueError, ConfigError, RecursionError) as error:
-        text = " ".join(str(error).split())[:300].rstrip(".")
+    except Exception as error:  # whatever the algorithm's policy makes of the description
+        text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise CheckpointError(f"policy {path} cannot be used: {text}.") from error
 
 
@@ -242,9 +246,7 @@ def _description_in(text: str, trust: bool) -> Description:
     described = Description(**values)
     if not isinstance(described.algorithm, str) or described.activation not in list(ACTIVATIONS):
         _refuse("its algorithm or activation is unknown")
-    ours = (*ALGORITHMS, EVOLUTION)
-    known = described.algorithm in ours or re.fullmatch(r"sb3_contrib:[A-Za-z]+", described.algorithm)
-    if not known and not trust:
+    if described.algorithm not in ALGORITHMS and not _IMPORTED.fullmatch(described.algorithm) and not trust:
         _refuse(
             f"its algorithm {described.algorithm[:60]!r} would have to be imported, which runs code; if you trust "
             "the file, read it with agents.policies.load_policy(path, trust=True)"
@@ -353,8 +355,13 @@ def _load_zip(path: Path, trust: bool) -> LearnedPolicy:
     try:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(archive.read("data"))
-        name = next(name for name, mark in _MARKS.items() if mark in data)
+        name = next((name for name, mark in _MARKS.items() if mark in data), None)
+        if name is None:
+            _refuse("it is of another algorithm")
         model = ALGORITHMS[name].load(path, device="cpu")
+        kind = ALGORITHMS[name].policy_aliases["MlpPolicy"]
+        if type(model.policy) is not kind:
+            _refuse(f"its network is a {type(model.policy).__name__}, theirs a {kind.__name__}")
     except Exception as error:  # whatever the code in the file does
         text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise CheckpointError(f"policy {path} is not a readable .zip of {', '.join(_MARKS)}: {text}.") from error
@@ -369,5 +376,7 @@ def _load_zip(path: Path, trust: bool) -> LearnedPolicy:
     if activation is None:
         raise CheckpointError(f"policy {path} uses an activation other than {', '.join(ACTIVATIONS)}: train it again.")
     arguments = {"use_sde": True} if model.use_sde else {}  # by which its weights are others
+    if name == "td3" and model.policy_kwargs.get("n_critics") == 1:
+        name = "stable_baselines3:DDPG"
     described = Description(name, network.net_arch, activation, arguments=arguments, training={"from": path.name})
     return policy_of(model, described)

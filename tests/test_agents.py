@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3 import PPO, TD3
+from stable_baselines3 import DDPG, DQN, PPO, TD3
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_env import TINY
 
@@ -89,11 +90,23 @@ def test_a_network_that_its_algorithm_makes_otherwise_comes_back(
     model = build_learner(algorithm, Spaces(NAMES, ACTIONS), [8], "tanh", arguments, 0)
     policy = policy_of(model, Description(algorithm, [8], "tanh", arguments=arguments))
     policy.save(tmp_path / "p.safetensors")
-    again = load_policy(tmp_path / "p.safetensors", trust=True)
+    again = load_policy(tmp_path / "p.safetensors")
     seen = some_observations()
     np.testing.assert_array_equal(
         again.predict(seen, deterministic=True)[0], policy.predict(seen, deterministic=True)[0]
     )
+
+
+def test_the_value_of_a_critic_that_tells_quantiles_is_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TQC's does: (observations, critics, quantiles)."""
+    policy, seen = some_policy("sac", reward_scale=2.0), some_observations()
+    told = torch.tensor([[1.0, 3.0], [4.0, 2.0]]).expand(3, 2, 2)
+    monkeypatch.setattr(policy.network.critic, "forward", lambda *given: told)
+    assert policy.value(seen) == pytest.approx([4.0, 4.0, 4.0])
+
+
+class OwnPPO(PPO):
+    """An algorithm of somebody's own."""
 
 
 class ThreeCritics(TD3):
@@ -115,6 +128,9 @@ def test_a_policy_that_could_not_be_read_again_is_neither_trained_nor_saved(
     model = build_learner(name, Spaces(NAMES, ACTIONS), [8], "tanh", {}, 0)
     with pytest.raises(CheckpointError, match="could not be read"):
         policy_of(model, Description(name, [8], "tanh")).save(tmp_path / "p.safetensors")
+    wide = build_learner("ppo", Spaces(NAMES, ACTIONS), [1025], "tanh", {}, 0)
+    with pytest.raises(CheckpointError, match=r"could not be read from its file \(its net_arch has a layer"):
+        policy_of(wide, Description("ppo", [1025], "tanh")).save(tmp_path / "p.safetensors")
     assert not (tmp_path / "p.safetensors").exists()
 
 
@@ -193,6 +209,8 @@ def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | Non
         ({"net_arch": [8, 9]}, None, "expected"),
         ({"activation": "eval"}, None, "activation"),
         ({"algorithm": "os:system"}, None, "import"),
+        ({"algorithm": "stable_baselines3:DQN"}, None, "cannot be used: "),
+        ({"algorithm": "stable_baselines3:HER"}, None, "cannot be used: algorithm: stable_baselines3:HER"),
         ({"algorithm": 3}, None, "algorithm"),
         ({"observations": [*NAMES[:-1], "yesterdays_entry"]}, None, "yesterdays_entry"),
         ({"observations": [*NAMES[:-1], NAMES[0]]}, None, "named twice"),
@@ -251,6 +269,24 @@ def test_a_zip_of_stable_baselines_needs_trust(use_sde: bool, tmp_path: Path) ->
     trusted.save(tmp_path / "own.safetensors")
     own = load_policy(tmp_path / "own.safetensors")
     np.testing.assert_allclose(own.predict(observations, deterministic=True)[0], expected, atol=1e-6)
+
+
+def test_a_zip_tells_which_algorithm_it_is_of_or_is_refused(tmp_path: Path) -> None:
+    DDPG("MlpPolicy", Spaces(NAMES, ACTIONS), buffer_size=9, device="cpu").save(tmp_path / "ddpg.zip")
+    load_policy(tmp_path / "ddpg.zip", trust=True).save(tmp_path / "own.safetensors")
+    assert load_policy(tmp_path / "own.safetensors").description.algorithm == "stable_baselines3:DDPG"
+
+    class Other(PPO.policy_aliases["MlpPolicy"]):  # type: ignore[name-defined,misc]
+        """As a recurrent one is, which has a state."""
+
+    PPO(Other, Spaces(NAMES, ACTIONS), device="cpu").save(tmp_path / "other.zip")
+    with pytest.raises(CheckpointError, match=r"not a readable \.zip of .*: its network is a Other, theirs a Actor"):
+        load_policy(tmp_path / "other.zip", trust=True)
+    discrete = Spaces(NAMES, ACTIONS)
+    discrete.action_space = gymnasium.spaces.Discrete(3)  # type: ignore[assignment]
+    DQN("MlpPolicy", discrete, device="cpu", buffer_size=9).save(tmp_path / "dqn.zip")
+    with pytest.raises(CheckpointError, match=r"not a readable \.zip of ppo, td3, sac, a2c: "):
+        load_policy(tmp_path / "dqn.zip", trust=True)
 
 
 def test_a_policy_of_no_known_name_is_refused() -> None:
@@ -360,6 +396,13 @@ def test_another_policy_file_cannot_take_over_a_run(tmp_path: Path, capsys: pyte
     for began, policy in ((first, second), (AdaptivePolicy(first), AdaptivePolicy(second))):
         with pytest.raises(CheckpointError, match="not the one"):
             policy.load_state_dict(began.state_dict())
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "stable_baselines3:DDPG"])
+def test_a_deterministic_actor_tries_other_actions_when_it_learns_on(algorithm: str) -> None:
+    learning, seen = AdaptivePolicy(some_policy(algorithm)), some_observations(1)[0]
+    tried = [learning.predict(seen)[0] for _ in range(2)]
+    assert not np.array_equal(*tried)
 
 
 def test_learning_on_needs_no_real_images() -> None:
@@ -509,7 +552,7 @@ ARGUMENTS = {
     "a2c": "{n_steps: 8, gamma: 1.0}",
     "sac": "{learning_starts: 4, batch_size: 8, buffer_size: 100}",
     "td3": "{learning_starts: 4, batch_size: 8, buffer_size: 100}",
-    "stable_baselines3:PPO": "{n_steps: 8, batch_size: 16, n_epochs: 2}",
+    f"{__name__}:OwnPPO": "{n_steps: 8, batch_size: 16, n_epochs: 2}",
 }
 
 
@@ -522,7 +565,7 @@ def train_flags(tmp_path: Path, algorithm: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", ARGUMENTS)
 def test_training_leaves_a_policy_curves_and_checkpoints(algorithm: str, tmp_path: Path) -> None:
-    evaluation = ["--evaluate-seeds", "1" if algorithm in ("ppo", "stable_baselines3:PPO") else "0"]
+    evaluation = ["--evaluate-seeds", "1" if algorithm == "ppo" or ":" in algorithm else "0"]
     flags = train_flags(tmp_path, algorithm, "--steps", "32", "--log-every", "8", *evaluation)
     assert train.main(flags) == 0
     folder = only_run(tmp_path)
