@@ -61,8 +61,9 @@ class AdaptivePolicy:
         return "area" if trained in OF_ACCURACY or trained not in REWARDS else trained
 
     def _arguments(self, trained: dict[str, Any]) -> dict[str, Any]:
-        """The algorithm's arguments, cut down to what one run offers."""
-        arguments = {k: v for k, v in trained.items() if k not in ("verbose", "device", "seed", "tensorboard_log")}
+        """The algorithm's arguments, cut down to what one run offers; with which weights it started does not matter."""
+        left_out = ("verbose", "device", "seed", "tensorboard_log", "start")
+        arguments = {k: v for k, v in trained.items() if k not in left_out}
         algorithm = algorithm_class(self.description.algorithm)
         if issubclass(algorithm, OnPolicyAlgorithm):
             arguments["n_steps"] = ROUNDS

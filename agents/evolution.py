@@ -67,23 +67,24 @@ class Evolution(PPO):
             raise ValueError("pairs must be at least 1")
         if not spread > 0.0:
             raise ValueError("spread must be above 0")
+        super().__init__(policy, env, **ppo)
+        assert self.env is not None
+        names: list[str] = self.env.get_attr("actions")[0]
+        for given, listed in (("start", start or {}), ("moves", moves or [])):
+            unknown = sorted(set(listed) - set(names))
+            if unknown:
+                raise ValueError(f"{given} names {unknown[0]}, which is none of the coefficients that the policy sets")
         for r in (r for r in RANGES if r.name in (start or {})):
             value = (start or {})[r.name]
             if not isinstance(value, (int, float)) or not r.low <= value <= r.high:
                 raise ValueError(f"start sets {r.name} to {value}, which is not within {r.low:g} .. {r.high:g}")
-        super().__init__(policy, env, **ppo)
         begin = dict(zip(Coefficients().as_dict(), Coefficients(**(start or {})).to_unit(), strict=True))
-        assert self.env is not None
-        names: list[str] = self.env.get_attr("actions")[0]
         head = self.policy.action_net
         assert isinstance(head, nn.Linear)
         with torch.no_grad():
             head.weight.zero_()
             head.bias.copy_(torch.tensor([begin[name] for name in names]))
             self.policy.log_std.fill_(math.log(0.5 * spread))
-        unknown = sorted(set(moves or []) - set(names))
-        if unknown:
-            raise ValueError(f"moves names {unknown[0]}, which is none of the coefficients that the policy sets")
         self.moved = self._moved()
         rows = torch.tensor([not moves or name in moves for name in names])
         free = torch.cat(  # with `moves`, rows of the last layer and nothing else
@@ -183,6 +184,7 @@ class Evolution(PPO):
             scaled.training = self._n_updates == 0
         waiting, returns = list(range(len(tried))), [0.0] * len(tried)
         playing: list[int | None] = [None] * env.num_envs
+        at_rest: list[int] = []  # places
         seen = np.zeros((env.num_envs, *self.observation_space.shape), dtype=np.float32)  # type: ignore[misc]
         while True:
             for place in range(env.num_envs):
@@ -190,8 +192,12 @@ class Evolution(PPO):
                     playing[place] = job = waiting.pop(0)
                     observation: np.ndarray = env.env_method("reset", seed=seeds[job], indices=[place])[0][0]
                     seen[place] = scaled.normalize_obs(observation) if scaled is not None else observation  # type: ignore[assignment]
-            if all(job is None for job in playing):
+            idle = [place for place, job in enumerate(playing) if job is None]
+            if len(idle) == env.num_envs:
                 return returns
+            if idle != at_rest and (scaled is None or not scaled.training):  # else what they see counts too
+                env.set_attr("at_rest", True, indices=idle)
+                at_rest = idle
             actions = np.zeros((env.num_envs, *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]
             for place, now in enumerate(playing):
                 if now is not None:

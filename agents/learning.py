@@ -71,8 +71,20 @@ class Selected(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 class Pausable(Monitor):
     """A monitored environment whose episode can be put away, and taken up by another process.
 
-    Both go by bytes: between processes, PyTorch would send the tensors themselves, to be shared.
+    Both go by bytes: between processes, PyTorch would send the tensors themselves, to be shared. Set `at_rest` where
+    nobody wants to know of the episode: until the next reset, a step plays nothing.
     """
+
+    at_rest = False
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        self.at_rest = False
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self.at_rest:
+            return np.zeros(self.observation_space.shape, np.float32), 0.0, False, False, {}  # type: ignore[arg-type]
+        return super().step(action)
 
     def pause(self) -> bytes:
         """The episode that is being played; it goes on undisturbed."""

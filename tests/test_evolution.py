@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import train
 from agents.adapt import AdaptivePolicy
 from agents.evolution import Evolution
+from agents.learning import Pausable
 from agents.policies import Description, load_policy, policy_of
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES, Coefficients
@@ -44,7 +44,7 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def learner(environments: int = 2, net_arch: tuple[int, ...] = (), **arguments: Any) -> Evolution:
-    vector = DummyVecEnv([lambda: Monitor(Bent())] * environments)
+    vector = DummyVecEnv([lambda: Pausable(Bent())] * environments)
     kwargs = {"net_arch": list(net_arch), "activation_fn": torch.nn.Tanh}
     return Evolution("MlpPolicy", vector, policy_kwargs=kwargs, seed=0, **arguments)
 
@@ -73,6 +73,20 @@ def test_both_episodes_of_a_pair_begin_alike(environments: int) -> None:
     assert sorted(given) == sorted(2 * sorted(set(given)))
 
 
+def test_a_place_without_an_episode_plays_nothing_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    played, step = [0], Bent.step
+
+    def counted(self: Bent, action: np.ndarray) -> Any:
+        played[0] += 1
+        return step(self, action)
+
+    monkeypatch.setattr(Bent, "step", counted)
+    alone, beside = (learner(environments, pairs=3).learn(36) for environments in (1, 7))
+    assert played == [72], "two updates of six episodes of three rounds, twice"
+    for mine, its in zip(alone.policy.parameters(), beside.policy.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
 def test_it_begins_where_it_is_told() -> None:
     model = learner(start={"w_div": 1.5, "alpha": 0.3}, acts=["alpha", "w_div"])  # of before; the environment knows
     action, _ = model.predict(np.zeros((1, 2), dtype=np.float32), deterministic=True)
@@ -91,7 +105,7 @@ def test_its_policy_is_read_without_trust_and_goes_on_learning(tmp_path: Path) -
         observations=["progress", "making_share"],
         actions=["w_div", "alpha"],
         reward="validation",
-        arguments={"pairs": 4, "acts": ["w_div", "alpha"]},
+        arguments={"pairs": 4, "acts": ["w_div", "alpha"], "start": {"effort": 2.0}},  # which it does not set: of before
     )
     policy_of(model, told, np.zeros(2), np.ones(2)).save(tmp_path / "policy.safetensors")
     policy = load_policy(tmp_path / "policy.safetensors")
@@ -158,3 +172,5 @@ def test_only_what_moves_moves() -> None:
     assert deep.policy.action_net.weight[1].abs().max() > 0.0
     with pytest.raises(ValueError, match="moves names gamma"):
         learner(moves=["gamma"])
+    with pytest.raises(ValueError, match="start names effort, which is none of the coefficients that the policy sets"):
+        learner(start={"alpha": 0.3, "effort": 2.0})
