@@ -9,9 +9,8 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,9 +176,17 @@ def evaluate(
     """Every policy on every task from every seed, some at once."""
     jobs = [(name, base, task, seed, accuracy_every, trust) for task in tasks for seed in seeds for name in names]
     if processes == 1 or len(jobs) == 1:
-        return [play(*job) for job in jobs]
-    with pool(min(processes, len(jobs))) as workers:
-        return list(workers.map(play, *zip(*jobs, strict=True)))
+        episodes = [play(*job) for job in jobs]
+    else:
+        with pool(min(processes, len(jobs))) as workers:
+            episodes = list(workers.map(play, *zip(*jobs, strict=True)))
+    labels = [label for label in told_apart([name_of(task) for task in tasks]) for _ in seeds for _ in names]
+    return [replace(episode, task=label) for episode, label in zip(episodes, labels, strict=True)]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of tasks, numbered where some have one: they differ in what it does not tell, such as the terms."""
+    return [f"{n} ({names[:at].count(n) + 1})" if names.count(n) > 1 else n for at, n in enumerate(names)]
 
 
 MEASURES = ("accuracy_area", "accuracy", "probe_area", "agreement")
@@ -200,12 +207,8 @@ def difference(episodes: Sequence[Episode], name: str, other: str, measure: str)
 
     None where they did not, or fewer than two times, or where the measure is not known.
     """
-    played: dict[tuple[str, int], tuple[list[float | None], list[float | None]]] = defaultdict(lambda: ([], []))
-    for e in episodes:  # in their order, for tasks may differ in what their name does not tell
-        for values, policy in zip(played[e.task, e.seed], (name, other), strict=True):
-            if e.policy == policy:
-                values.append(getattr(e, measure))
-    pairs = [pair for mine, yours in played.values() for pair in zip(mine, yours, strict=False)]
+    found = {(e.policy, e.task, e.seed): getattr(e, measure) for e in episodes}
+    pairs = [(mine, found.get((other, task, seed))) for (by, task, seed), mine in found.items() if by == name]
     gaps = np.array([mine - yours for mine, yours in pairs if mine is not None and yours is not None])
     if len(gaps) < 2:
         return None

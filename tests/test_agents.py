@@ -926,13 +926,25 @@ def test_evaluation_compares_policies_on_the_same_episodes(tmp_path: Path, capsy
     assert again.accuracy_area == episodes[0]["accuracy_area"], "the same seed gives the same episode"
 
 
-def test_tasks_of_one_name_are_compared_each_with_itself() -> None:
+def test_tasks_of_one_name_are_told_apart_and_compared_each_with_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They differ in what a name does not tell, such as the terms of the search."""
-    episodes = [
-        evaluate.Episode(policy, "rounds=5", 0, 1.0, 1.0, 50.0, 60.0, accuracy, 9, 1.0, 2.0)
-        for policy, accuracy in (("uniform", 50.0), ("ssdkd", 52.0), ("uniform", 90.0), ("ssdkd", 94.0))
-    ]
+    accuracy = {("uniform", 0.0): 50.0, ("ssdkd", 0.0): 52.0, ("uniform", 1.0): 90.0, ("ssdkd", 1.0): 94.0}
+
+    def play(name: str, base: str, task: dict[str, Any], *rest: Any) -> evaluate.Episode:
+        right = accuracy[name, task["inversion"]["terms"]["balance"]]
+        return evaluate.Episode(name, name_of(task), 0, 1.0, 1.0, 50.0, 60.0, right, 9, 1.0, 2.0)
+
+    monkeypatch.setattr(evaluate, "play", play)
+    alike = [{"rounds": 5, "inversion": {"terms": {"balance": weight}}} for weight in (0.0, 1.0)]
+    episodes = evaluate.evaluate(["uniform", "ssdkd"], "digits", alike, [0])
+    assert [e.task for e in episodes] == ["rounds=5 (1)", "rounds=5 (1)", "rounds=5 (2)", "rounds=5 (2)"]
     assert evaluate.difference(episodes, "ssdkd", "uniform", "accuracy") == pytest.approx((3.0, 1.0))
+    evaluate.show(episodes)
+    shown = capsys.readouterr().out
+    assert shown.count("rounds=5 (") == 2
+    assert "all tasks (interquartile means; episodes of each policy: 2)" in shown
 
 
 def test_an_evaluation_stopped_by_ctrl_c_says_so(

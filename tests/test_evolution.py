@@ -105,7 +105,7 @@ def test_its_policy_is_read_without_trust_and_goes_on_learning(tmp_path: Path) -
         observations=["progress", "making_share"],
         actions=["w_div", "alpha"],
         reward="validation",
-        arguments={"pairs": 4, "acts": ["w_div", "alpha"], "start": {"effort": 2.0}},  # which it does not set: of before
+        arguments={"pairs": 4, "acts": ["w_div", "alpha"], "start": {"effort": 2.0}},  # of before: not set
     )
     policy_of(model, told, np.zeros(2), np.ones(2)).save(tmp_path / "policy.safetensors")
     policy = load_policy(tmp_path / "policy.safetensors")
