@@ -18,7 +18,9 @@ A file that is there already is gone on with: pairs that it holds are not played
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -38,7 +40,7 @@ from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, read_yaml
-from ssdkd.errors import ConfigError, Parser, run_command
+from ssdkd.errors import ConfigError, Parser, first_line, run_command
 from ssdkd.files import require_writable, write_result
 
 SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
@@ -150,6 +152,8 @@ def columns(pairs: Sequence[Pair], by: str | None) -> dict[str, np.ndarray]:
         size = np.abs(shifts).max()
         found[f"`{name}` | {size:g}"] = shifts / size
     if by is not None:
+        if any(by not in pair.begins for pair in pairs):
+            raise ConfigError(f"--by: there are pairs from before the entry {by}; name another, or another --out.")
         seen = np.array([pair.begins[by] for pair in pairs])
         if seen.std() == 0:
             raise ConfigError(f"--by: {by} is {seen[0]:g} at the start of every episode; name an entry that differs.")
@@ -183,10 +187,25 @@ def read(file: Path) -> list[Pair]:
         text = file.read_text(encoding="utf-8")
         if text[: len(BEGINS)] != BEGINS[: len(text)]:  # which may have been cut off
             raise ValueError(f"it does not begin with {BEGINS}")
-        whole = text.rpartition("\n")[0]
-        return [Pair(**json.loads(line)) for line in whole.splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"--out: {file} is no file of pairs ({error}); name another.") from error
+        pairs = [pair_in(line) for line in text.rpartition("\n")[0].splitlines()]
+        twice = [number for number, times in Counter(pair.number for pair in pairs).items() if times > 1]
+        if twice:
+            raise ValueError(f"it holds pair {twice[0]} twice")
+        return pairs
+    except Exception as error:  # whatever a line of somebody else's comes to
+        raise ConfigError(f"--out: {file} is no file of pairs ({first_line(error)}); name another.") from error
+
+
+def pair_in(line: str) -> Pair:
+    """The pair that a line holds; an error of some kind where it holds none."""
+    pair = Pair(**json.loads(line))
+    lengths = [len(held) for held in (pair.area, pair.final, pair.curves, *pair.curves)]
+    measured = [pair.shifts.values(), pair.begins.values(), pair.area, pair.final, *pair.curves]
+    numbers = [number for held in measured for number in held]
+    sound = type(pair.number) is int and isinstance(pair.task, str) and lengths == [2, 2, 2, len(CURVE), len(CURVE)]
+    if not sound or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"its pair {pair.number} is not whole")
+    return pair
 
 
 def no_longer_than(longest: int, tasks: Sequence[Task], base: Task) -> list[Task]:
@@ -237,9 +256,10 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     pairs = read(out)
     drawn = np.random.default_rng(given.first_seed).integers(len(tasks), size=given.pairs)
     shifts = factors_of(turned)
-    for pair in (pair for pair in pairs if pair.number < given.pairs):
-        asked = (mark, given.first_seed, name_of(tasks[drawn[pair.number]]), shifts)
-        if (pair.policy, pair.seed, pair.task, {name: abs(shift) for name, shift in pair.shifts.items()}) != asked:
+    for pair in pairs:
+        task = name_of(tasks[drawn[pair.number]]) if 0 <= pair.number < given.pairs else pair.task
+        its = (pair.policy, pair.seed, pair.task, {name: abs(shift) for name, shift in pair.shifts.items()})
+        if its != (mark, given.first_seed, task, shifts):
             raise ConfigError(f"--out: {out} holds pairs of another policy, seed, family or shift; name another.")
     missing = sorted(set(range(given.pairs)) - {pair.number for pair in pairs})
     jobs: list[tuple[Any, ...]] = [

@@ -13,6 +13,7 @@ import yaml
 from benchmarks import screen
 from benchmarks.screen import Pair, columns, effects, halves_of, main, no_longer_than, play_pair, shift_at, show
 from ssdkd.coefficients import RANGES
+from ssdkd.errors import ConfigError
 
 TINY = """
 base: digits
@@ -109,6 +110,12 @@ def test_an_effect_that_hangs_on_what_is_seen_is_found() -> None:
     assert found == pytest.approx([1.0, 2.0], rel=0.2)
 
 
+def test_pairs_from_before_an_entry_are_not_told_apart_by_it() -> None:
+    pair = Pair(0, "", 0, "", {"effort": 0.25}, {"budget": 0.4}, [1.0, 2.0], [1.0, 2.0], [[0.0] * 31] * 2)
+    with pytest.raises(ConfigError, match="--by: there are pairs from before the entry novelty"):
+        columns([pair], "novelty")
+
+
 def test_pairs_whose_signs_go_together_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     both = [{"effort": 0.25 * sign, "alpha": -0.3 * sign} for sign in (1.0, -1.0, 1.0, 1.0)]
     show([Pair(n, "", 0, "", shifts, {}, [1.0, 2.0], [1.0, 2.0], [[0.0] * 31] * 2) for n, shifts in enumerate(both)])
@@ -123,7 +130,34 @@ def test_tasks_are_chosen_by_their_rounds_wherever_these_stand() -> None:
     assert no_longer_than(100, [{}], {}) == [{}]
 
 
-@pytest.mark.parametrize("held", ["a letter without a line's end", '{"seed": 1}\n'])
+def line_with(**other: Any) -> str:
+    """A pair as a file has it."""
+    whole: dict[str, Any] = {"number": 0, "policy": "ssdkd", "seed": 0, "task": ""}
+    whole |= {"shifts": {"effort": 0.5}, "begins": {"budget": 0.4}}
+    whole |= {"area": [1.0, 2.0], "final": [1.0, 2.0], "curves": [[0.0] * 31] * 2}
+    return json.dumps({**whole, **other}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "a letter without a line's end",
+        '{"seed": 1}\n',
+        '{"number": 3}\n',
+        line_with() + "[]\n",
+        line_with() + '{"number": 1\n' + line_with(number=2),
+        line_with() * 2,
+        line_with(number=0.5),
+        line_with(task=["rounds=2"]),
+        line_with(area=[1.0]),
+        line_with(final=[1.0, "2.0"]),
+        line_with(curves=[[0.0] * 31, [0.0] * 30]),
+        line_with(curves={"0": 1, "1": 2}),
+        line_with(shifts=["effort"]),
+        line_with(begins={"budget": float("nan")}),
+        line_with(area=[1.0, 10**400]),
+    ],
+)
 def test_a_file_of_somebody_else_is_left_as_it_is(
     held: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +175,9 @@ def test_what_cannot_be_judged_or_told_apart_is_refused(tmp_path: Path, capsys: 
     asked = ["--family", str(family), "--policy", "ssdkd", "--turn", "effort=0.5", "--pairs", "4"]
     assert main([*asked, "--out", str(out), "--by", "progress"]) == 2
     assert "progress is 0 at the start" in capsys.readouterr().err
+    out.write_text(line_with(number=1, shifts={"effort": 0.3}))  # beyond the pairs that are asked for
+    assert main([*asked, "--out", str(out), "--pairs", "1"]) == 2
+    assert "another policy, seed, family or shift" in capsys.readouterr().err
     without = (
         "common:\n  dataset: null\n  image: {height: 8, width: 8, channels: 1, classes: 10, mean: [0.3], std: [0.4]}"
     )
@@ -168,8 +205,7 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     family, out = tmp_path / "tiny.yaml", tmp_path / "pairs.jsonl"
     family.write_text(TINY)
-    line = {"number": 0, "policy": "ssdkd", "seed": 0, "task": "", "shifts": {"effort": 0.5}, "begins": {}}
-    out.write_text(json.dumps({**line, "area": [], "final": [], "curves": []}) + "\n")
+    out.write_text(line_with())
     assert main(["--family", str(family), "--policy", "ssdkd", "--out", str(out), *wrong]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert told in error
