@@ -344,7 +344,8 @@ def play(job: Job, root: Path) -> Outcome:
     if folder.path.exists():
         if not (folder / MARK).is_file():
             raise ConfigError(f"{folder.path} is in the way and is no run of this benchmark; choose another --out.")
-        shutil.rmtree(folder.path)  # a run that was cut off
+        with folder.claimed():  # unless another command is at it
+            shutil.rmtree(folder.path)  # a run that was cut off
     policy: Any
     if job.rule.lstrip().startswith("{"):
         policy = schedule(job.rule)
@@ -452,7 +453,7 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
 
 def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) -> RunConfig:
     """The configuration of a task's runs, but for policy and seed."""
-    refuse_own(options, {"--seed": "--first-seed and --seeds", "--policy": "--policies"})
+    refuse_own(options, {"--seed": "--first-seed and --seeds", "--policy": "--policies", "--config": "--tasks"})
     every_round = {"tracking": {"evaluate_every": 1}}
     own: dict[str, Any] = {}
     if task.startswith(HELD_OUT):
@@ -463,7 +464,7 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
         base, over = read_yaml(family.base), known[task]
     else:
         base, over = read_yaml(task.split("-")[0] if task in TASKS else task), TASKS.get(task, {})
-    if task != "digits" and not task.startswith(HELD_OUT):  # whose teachers and images are known
+    if not is_known_whole(task):
         own = {"data_root": given.data_root} if given.data_root else {}
         own |= {"teacher": {"checkpoint": given.teacher}} if given.teacher else {}
     config, _ = parse_command_line(
@@ -480,8 +481,15 @@ def task_config(task: str, given: argparse.Namespace, options: Sequence[str]) ->
         raise ConfigError("adapt: name the policy adaptive among --policies instead.")
     if config.teacher.checkpoint is None:
         raise ConfigError(f"task {task} needs a teacher: give --teacher FILE.")
+    if not config.tracking.evaluate_every:
+        raise ConfigError("tracking.evaluate_every: 0 leaves no curve to compare; give at least 1.")
     config.checkpoint = CheckpointConfig(rounds=0, minutes=0.0)  # a run that was cut off begins anew
     return config
+
+
+def is_known_whole(task: str) -> bool:
+    """Whether its teacher and images need not be given."""
+    return task == "digits" or task.startswith(HELD_OUT)
 
 
 def named_tasks(tasks: Sequence[str], teachers_root: str | None) -> list[str]:
@@ -523,11 +531,16 @@ def jobs_for(given: argparse.Namespace, options: Sequence[str]) -> tuple[list[Jo
             digest = load_policy(given.policy_file).fingerprint()
     if given.ablate and "learned" not in given.policies:
         raise ConfigError("--ablate takes the learned policy apart: name learned among --policies.")
+    if given.coefficients and "learned" not in given.policies:
+        raise ConfigError("--coefficients draws what the learned policy set: name learned among --policies.")
     if given.ablate and digest:
         read = load_policy(given.policy_file).description.actions
         rules |= {f"without_{name}": WITHOUT + name for name in (*read, "feedback")}
     jobs: list[Job] = []
     tasks = named_tasks(given.tasks, given.teachers_root)
+    for option, value in {"--teacher": given.teacher, "--data-root": given.data_root}.items():
+        if value and all(map(is_known_whole, tasks)):
+            raise ConfigError(f"{option} is of other tasks than digits and held-out ones, which have their own.")
     labels = [task if task in TASKS else Path(task).stem for task in tasks]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"--tasks: two of {', '.join(tasks)} have one name, by which results are told apart.")

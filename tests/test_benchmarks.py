@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import signal
 from dataclasses import replace
@@ -28,6 +29,7 @@ from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.report import read_run
 from ssdkd.saving import Stopped
+from ssdkd.tracking import RunFolder
 
 SMALL = [
     *("--rounds", "3", "--inversion.images", "16", "--inversion.warmup", "2", "--inversion.steps", "2"),
@@ -257,7 +259,12 @@ def test_the_whole_comparison_leaves_runs_figures_and_a_picture(
         (["--wisdom", "3"], "wisdom"),
         (["--seed", "3"], "--seed: every run has its own; give --first-seed and --seeds."),
         (["--policy=ssdkd"], "--policy: every run has its own; give --policies."),
+        (["--config=mnist"], "--config: every run has its own; give --tasks."),
         (["--adapt", "true"], "adapt: name the policy adaptive"),
+        (["--tracking.evaluate-every", "0"], "tracking.evaluate_every: 0 leaves no curve to compare"),
+        (["--policies", "adaptive", "--coefficients", "set.png"], "--coefficients draws what the learned policy set"),
+        (["--teacher", "mine.safetensors"], "--teacher is of other tasks than digits and held-out ones"),
+        (["--data-root", "mine"], "--data-root is of other tasks than digits and held-out ones"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(
@@ -279,6 +286,19 @@ def test_a_comparison_that_is_stopped_says_how_it_goes_on(
     monkeypatch.setattr(selection.command, "run", stopped)
     assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
     assert capsys.readouterr().err == "error: stopped; the same command goes on with the runs that are left.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_a_run_that_another_command_is_at_is_not_taken_for_one_that_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = RunFolder(tmp_path / "digits-ssdkd-seed0")
+    running.path.mkdir()
+    (running / selection.MARK).write_text("{}")
+    with running.claimed():
+        assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
+    assert "digits-ssdkd-seed0 is being written by another run" in capsys.readouterr().err
+    assert (running / selection.MARK).is_file()
 
 
 def test_a_comparison_of_which_every_run_fails_says_so_and_has_no_picture(
