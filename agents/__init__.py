@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from agents.fixed import Policy, RandomPolicy, SchedulePolicy, fixed_policy
 from ssdkd.errors import ConfigError
+from ssdkd.importing import hidden
+
+if another := hidden("envs"):
+    if sys.argv[0] == "-m":  # python -m agents.train: a user's mistake is one sentence
+        print(f"error: {another}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    raise ImportError(another, name="envs")
+
+from agents.fixed import Policy, RandomPolicy, SchedulePolicy, fixed_policy
 
 
 def choose_policy(name: str, seed: int, file: str | None = None, adapt: bool = False) -> Any:

@@ -23,6 +23,7 @@ from ssdkd.data import says_normalisation
 from ssdkd.devices import apart_from_caller, choose_device, is_out_of_memory, threads_given_back
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
+from ssdkd.importing import hidden
 from ssdkd.models import count_parameters, save_weights
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
@@ -450,15 +451,8 @@ def command() -> int:
 def _shadowed(error: ImportError) -> str:
     """Say so where another package called `envs` or `agents` stands in front of ours."""
     name = (error.name or "").split(".")[0]
-    loaded = sys.modules.get(name)
-    where = next(iter(getattr(loaded, "__path__", None) or [getattr(loaded, "__file__", None)]), None)
-    ours = Path(__file__).resolve().parent.parent / name
-    if name in ("envs", "agents") and where is not None and Path(where).resolve() != ours:
-        return (
-            f"the package {name!r} that Python finds is {where}, not ssdkd's; "
-            "run from another folder or remove the other package."
-        )
-    return f"{error}; is ssdkd installed in this environment (pip install -e . in its checkout)?"
+    told = hidden(name) if name in ("envs", "agents") else None
+    return told or f"{error}; is ssdkd installed in this environment (pip install -e . in its checkout)?"
 
 
 if __name__ == "__main__":

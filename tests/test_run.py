@@ -341,6 +341,19 @@ def test_a_package_in_front_of_ours_is_named(package: str, marker: bool, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_package_in_front_of_ours_is_named_by_every_command_and_to_who_imports(tmp_path: Path) -> None:
+    (tmp_path / "envs.py").touch()
+    told = f"the package 'envs' that Python finds is {tmp_path / 'envs.py'}, not ssdkd's; run from another folder"
+    for command in ("agents.train", "agents.evaluate"):
+        done = as_a_user("-m", command, "--help", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {told}")
+        assert done.stderr.count("\n") == 1
+    done = as_a_user("-c", "import agents", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"ImportError: {told}" in done.stderr
+
+
 def test_the_installed_command_finds_networks_where_it_is_started(tmp_path: Path) -> None:
     (tmp_path / "my_nets.py").write_text("from ssdkd.models.convnet import convnet_small as small\n")
     own = ["--student.name", "my_nets:small", "--student.arguments", "{num_classes: 10, in_channels: 1, image_size: 8}"]
