@@ -19,7 +19,7 @@ from envs.spaces import Memory, action_space, observation_space, observe, task_f
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import RunConfig, build, cut, read_yaml
-from ssdkd.devices import apart_from_caller, seed_torch
+from ssdkd.devices import apart_from_caller, choose_device, seed_torch
 from ssdkd.engine import Engine, Statistics
 from ssdkd.errors import ConfigError, NumericalError, in_one_line
 
@@ -194,7 +194,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._warmed: dict[str, dict[str, Any]] = {}  # starting states; copied in and out, never shared
         self._engine: Engine | None = engine
         self._loop: Generator[Statistics, Coefficients, None] | None = None
-        self._torch_random: torch.Tensor | None = None
+        self._torch_random: list[torch.Tensor] | None = None
         self._task = -1
         self._layer: dict[str, Any] = {}  # what the episode's task sets
         self.memory = Memory()
@@ -218,12 +218,14 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         task = (options or {}).get("task")
         if task is not None and not _is_task(task):
             raise ConfigError(f"reset: the option task is a mapping over the config, not {task!r}.")
+        if self._given is None:
+            self._loop = None  # a task that is refused leaves no episode that would pass for it
+            config, drawn = self._draw(task)
+        elif self.engine.round:
+            raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
         with self._own_randomness():
             if self._given is None:
-                self._loop = None  # a task that is refused leaves no episode that would pass for it
-                self._engine = self._build(task)
-            elif self.engine.round:
-                raise ConfigError("reset: the engine given has begun already; give a new one for a new episode.")
+                self._engine = self._build(config, drawn)
             if self.reward_name in OF_ACCURACY and self.engine.evaluation is None:
                 raise ConfigError(
                     f"reward: {self.reward_name} needs accuracy, and the task has no evaluation set; give it a dataset "
@@ -282,8 +284,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.np_random.bit_generator.state = state["random"]
         self._task = state["task"]
         self._layer = state["layer"] if self._task < 0 else self._tasks[self._task]
+        config = self._config(state["seed"])
         with self._own_randomness():
-            self._engine = build_engine(self._config(state["seed"]))
+            self._engine = build_engine(config)
             self._engine.load_state_dict(state["engine"])
             return self.resume(state["memory"])
 
@@ -303,12 +306,15 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self.render_mode == "human":
             self.render()
 
-    def _build(self, task: dict[str, Any] | None) -> Engine:
-        """The engine of an episode; all that is random about it is drawn from `np_random`."""
+    def _draw(self, task: dict[str, Any] | None) -> tuple[RunConfig, int]:
+        """The configuration of an episode, and the seed of all that is random about it."""
         self._task = -1 if task is not None else int(self.np_random.integers(len(self._tasks)))
         self._layer = task if task is not None else self._tasks[self._task]
         seed = int(self.np_random.integers(2**31))
-        engine = build_engine(self._config(seed % self._warm_starts if self._warm_starts else seed))
+        return self._config(seed % self._warm_starts if self._warm_starts else seed), seed
+
+    def _build(self, config: RunConfig, seed: int) -> Engine:
+        engine = build_engine(config)
         if self._warm_starts:
             self._warm_up(engine)
             for offset, random in enumerate(engine.random.values()):
@@ -319,6 +325,8 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _config(self, seed: int) -> RunConfig:
         config = build(RunConfig, [*self._layers, (self._layer, "the task")])
         config.seed = seed
+        if choose_device(config.device).type == "cuda":
+            torch.cuda.init()  # what the agent seeded before waits for this
         return config
 
     def _warm_up(self, engine: Engine) -> None:
@@ -361,22 +369,22 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Keep PyTorch's global generator apart from the agent's, so that neither disturbs the other.
+        """Keep PyTorch's global generators apart from the agent's, so that neither disturbs the other.
 
         Nor does it matter whether the agent acts under `no_grad`, `inference_mode` or `autocast`.
         """
         if self._given is not None:
             yield
             return
-        outside = torch.get_rng_state()
+        outside = _generators()
         if self._torch_random is not None:
-            torch.set_rng_state(self._torch_random)
+            _set_generators(self._torch_random)
         try:
             with apart_from_caller():
                 yield
         finally:
-            self._torch_random = torch.get_rng_state()
-            torch.set_rng_state(outside)
+            self._torch_random = _generators()
+            _set_generators(outside)
 
     def _measured(self, statistics: Statistics) -> Statistics:
         if self.reward_name not in OF_ACCURACY:
@@ -390,6 +398,17 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self._given is None:
             statistics.pop("seconds")  # the one fact that no seed repeats
         return {"statistics": statistics, "coefficients": self.memory.coefficients.as_dict(), "task": self._task}
+
+
+def _generators() -> list[torch.Tensor]:
+    """The states of PyTorch's global generators: the CPU's, and those of GPUs if they have been started."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _set_generators(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _is_task(task: Any) -> bool:

@@ -18,10 +18,10 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from envs import ENV_ID, SampleSelectionEnv
+from envs import ENV_ID, SampleSelectionEnv, sample_selection
 from envs.rewards import REWARDS, budget_left, log_kl
 from envs.spaces import ENTRIES, Memory, action_table, observation_space, observation_table, observe
-from ssdkd import selection
+from ssdkd import build, selection
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.engine import Engine
 from ssdkd.errors import ConfigError, NumericalError
@@ -191,6 +191,39 @@ def test_the_environment_leaves_the_agents_random_numbers_alone() -> None:
     torch.manual_seed(7)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], torch.rand(4))
+
+
+@pytest.mark.parametrize("warm_starts", [0, 1])
+def test_the_environment_leaves_the_agents_gpu_alone(warm_starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended one, which the first reset starts; nothing is computed on it."""
+    gpu, loop = {"started": 0, "state": 7}, Engine.loop
+    drawn: list[int] = []
+
+    def seeded(seed: int, device: torch.device) -> None:
+        assert gpu["started"], "it is started before anything is drawn, for what the agent seeded waits for that"
+        torch.default_generator.manual_seed(seed)
+        gpu["state"] = 1000 + seed
+
+    def drawing(engine: Engine) -> Any:
+        drawn.append(gpu["state"])
+        gpu["state"] += 1
+        return loop(engine)
+
+    for module in (build, sample_selection):
+        monkeypatch.setattr(module, "seed_torch", seeded)
+    monkeypatch.setattr(Engine, "loop", drawing)
+    monkeypatch.setattr(sample_selection, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "init", lambda: gpu.update(started=1))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(gpu["started"]))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(gpu["state"])])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: gpu.update(state=int(states[0])))
+    env = tiny_env(warm_starts=warm_starts)
+    for _ in range(2):
+        env.reset(seed=3)
+        env.step(np.zeros(SIZE))
+        assert gpu == {"started": 1, "state": 7}
+        gpu["state"] = 7
+    assert drawn[0] == drawn[1] > 1000
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
