@@ -33,7 +33,7 @@ def as_text(engine: Engine, memory: Memory) -> str:
     return (
         f"round {engine.round}, {100 * engine.progress:.0f} % of the budget, reward {memory.reward:+.4f}\n"
         f"  probe: KL {now['probe_kl']:.4f}, agreement {100 * now['probe_agreement']:.1f} %; "
-        f"buffer: {engine.buffer.size} images, class balance {now['class_entropy']:.3f}, "
+        f"buffer: {engine.buffer.size} images, class balance {abs(now['class_entropy']):.3f}, "
         f"confidence {now['confidence_q50']:.2f}\n"
         f"  {coefficients}"
     )

@@ -34,6 +34,15 @@ def test_frames_have_one_size_and_follow_the_episode() -> None:
     assert all((before != after).mean() > 0.01 for before, after in itertools.pairwise(frames))
 
 
+def test_words_have_no_zero_below_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounding takes the class balance there, of a buffer of one class."""
+    shown = env("human")
+    shown.memory.recent[-1]["class_entropy"] = -1e-9
+    capsys.readouterr()
+    shown.render()
+    assert "class balance 0.000" in capsys.readouterr().out
+
+
 def test_words_name_the_round_and_every_coefficient(capsys: pytest.CaptureFixture[str]) -> None:
     shown = env("human")
     assert capsys.readouterr().out.startswith("round 0, "), "nobody has to ask for it"
