@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,8 @@ from ssdkd.errors import SsdkdError
 def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """So many worker processes; what they are given must be importable.
 
+    An error ends them when they have done what they are at, Ctrl-C at once.
+
     Raises:
         SsdkdError: one of them has ended before its work.
     """
@@ -30,10 +33,17 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             raise SsdkdError(
                 "a process that worked beside others has ended, perhaps for lack of memory; ask for fewer at once."
             ) from error
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                for process in workers._processes.values():
+                    process.kill()
+            workers.shutdown(wait=False, cancel_futures=True)  # else it would first do all that it was given
+            raise
 
 
 def _begin() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -274,6 +274,7 @@ class Record(BaseCallback):
             self.log()
         if config.evaluate_every and config.evaluate_seeds and now - self.training.judged >= config.evaluate_every:
             self.evaluate()
+            self.heed()
         if config.checkpoint_every and now - self.saved >= config.checkpoint_every:
             self.save()
 

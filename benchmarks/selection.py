@@ -436,12 +436,8 @@ def play_all(jobs: Sequence[Job], root: Path, at_once: int) -> tuple[list[Outcom
     else:
         with pool(at_once) as workers:
             futures = {workers.submit(play, job, root): job for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    note(futures[future], future.result)
-            except BaseException:
-                workers.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                note(futures[future], future.result)
     order = {(job.task, job.policy, job.seed): place for place, job in enumerate(jobs)}
     return sorted(outcomes, key=lambda o: order[o.task, o.policy, o.seed]), failed
 

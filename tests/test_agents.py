@@ -750,6 +750,16 @@ def test_a_signal_lets_the_rollout_finish_and_the_training_goes_on_to_the_same_p
     assert (stopped / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_during_an_evaluation_stops_the_training_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "judge_on", lambda *_: lambda steps: os.kill(os.getpid(), signal.SIGINT) or {})
+    flags = ["--steps", "64", "--evaluate-seeds", "1", "--evaluate-every", "16", "--checkpoint-every", "0"]
+    assert train.main(train_flags(tmp_path, "ppo", *flags)) == 130
+    assert "the training is saved as of step 16 and goes on with: " in capsys.readouterr().err
+
+
 def test_an_environment_whose_process_ends_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

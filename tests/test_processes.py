@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,25 @@ def test_a_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path
     deadline = time.monotonic() + 20.0
     while is_there(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert not is_there(worker)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_is_left_to_the_process_that_started_the_workers_and_ends_them_with_it(tmp_path: Path) -> None:
+    with pool(1) as workers:
+        worker = workers.submit(os.getpid).result()
+        os.kill(worker, signal.SIGINT)
+        assert workers.submit(os.getpid).result() == worker
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER.replace("time.sleep(60)", "list(workers.map(time.sleep, [60] * 4))"))
+    told: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, str(script)], **told) as starter:
+        assert starter.stdout is not None
+        worker = int(starter.stdout.readline())
+        began = time.monotonic()
+        starter.send_signal(signal.SIGINT)
+        starter.wait(20.0)
+    assert time.monotonic() - began < 20.0
     assert not is_there(worker)
 
 
