@@ -9,8 +9,8 @@ nothing interrupted: it holds weights, optimisers, experience, normalisation, ra
 episode that was being played. Checkpoints are written between two rollouts, where nothing is half done. (The one
 exception is Stable-Baselines3's `use_sde`, whose noise is drawn before a rollout and then anew.)
 
-SIGINT (Ctrl-C) and SIGTERM let the rollout finish, save, and say how to go on; a second one leaves at once. SIGUSR1
-saves after the rollout and goes on.
+SIGINT (Ctrl-C) and SIGTERM let the rollout or the evaluation finish, save, and say how to go on; a second one leaves at
+once. SIGUSR1 saves after the rollout and goes on.
 """
 
 from __future__ import annotations
