@@ -120,7 +120,7 @@ def test_no_effort_overdraws_the_budget(efforts: list[float]) -> None:
     env.reset(seed=0)
     terminated, step = False, 0
     while not terminated:
-        action = np.append(np.zeros(SIZE - 1), efforts[step % len(efforts)])
+        action = np.where([r.name == "effort" for r in RANGES], efforts[step % len(efforts)], 0.0)
         *_, terminated, _, _ = env.step(action)
         step += 1
     engine = env.engine
@@ -579,7 +579,7 @@ def test_make_vec(mode: str) -> None:
             observations, rewards, terminated, _, infos = vector.step(vector.action_space.sample() * 0.1)
             assert vector.observation_space.contains(observations)
             assert np.isfinite(rewards).all()
-            assert "statistics" in infos or terminated.any() or ended.any()
+            assert infos["_statistics"].all()
             ended |= terminated
         assert ended.all()
     finally:
