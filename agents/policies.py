@@ -27,6 +27,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import re
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -207,7 +208,7 @@ def load_policy(path: str | Path | None = None, *, trust: bool = False) -> Learn
             "or take --policy ssdkd."
         )
     path = DEFAULT if path is None else expanded(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor a text too long to name one, at which `is_file` fails
         raise CheckpointError(f"policy {path} does not exist or is not a file: check the path.")
     if path.suffix == ".zip" or zipfile.is_zipfile(path):
         return _load_zip(path, trust)

@@ -11,6 +11,7 @@ with each entry. Works as well for what `train-ssdkd`, `train-constants` and `tr
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -180,7 +181,7 @@ def rule(text: str) -> tuple[str, dict[str, float]]:
 
 def loaded(name: str) -> LearnedPolicy:
     """The policy of a training's folder, or of a file."""
-    policy = load_policy(Path(name) / POLICY if Path(name).is_dir() else Path(name))
+    policy = load_policy(Path(name) / POLICY if os.path.isdir(name) else Path(name))
     if not isinstance(policy.network, ActorCriticPolicy):
         raise ConfigError(f"{name} is a policy of {policy.description.algorithm}; a mean is of evolution, PPO or A2C.")
     return policy

@@ -181,9 +181,9 @@ def show(pairs: Sequence[Pair], by: str | None = None) -> None:
 
 def read(file: Path) -> list[Pair]:
     """The pairs that a file holds; a last line that was cut off does not count."""
-    if not file.is_file():
-        return []
     try:
+        if not file.is_file():
+            return []
         text = file.read_text(encoding="utf-8")
         if text[: len(BEGINS)] != BEGINS[: len(text)]:  # which may have been cut off
             raise ValueError(f"it does not begin with {BEGINS}")

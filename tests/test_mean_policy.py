@@ -66,10 +66,11 @@ def test_the_mean_is_saved_as_a_policy_that_runs_can_load(
     assert load_policy(out).description.actions == load_policy(DEFAULT).description.actions
 
 
+@pytest.mark.parametrize("name", ["nobody.safetensors", "{alpha: 0.4, " * 30])
 def test_a_file_that_is_not_there_is_refused_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["mean_policy", "nobody.safetensors"])
+    monkeypatch.setattr(sys, "argv", ["mean_policy", name])
     assert main() == 2
     assert "error:" in capsys.readouterr().err
 

@@ -196,6 +196,7 @@ def test_what_cannot_be_judged_or_told_apart_is_refused(tmp_path: Path, capsys: 
         (["--longest", "0"], "--longest"),
         (["--policy", "nobody.safetensors"], "nobody.safetensors"),
         (["--pairs", "0"], "--pairs"),
+        (["--out", "o" * 300], "--out: "),
         (["--first-seed", "1"], "another policy, seed, family or shift"),
         (["--turn", "alpha=0.3"], "another policy, seed, family or shift"),
     ],
