@@ -266,6 +266,11 @@ def parse_command_line(
         flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
         raise ConfigError(f"unknown option {_with_dashes(flag)}{_nearest(flag.lstrip('-'), list(types), '--')}")
     given = vars(known)
+    for key, text in given.items():
+        if text == "":  # what is left of a variable that is not set
+            raise ConfigError(
+                f"{_with_dashes(f'--{key}')}: expected a value, got an empty word; fill it or leave it out."
+            )
     layers = list(below)
     source = given.pop("config") or default_config
     if source is not None:

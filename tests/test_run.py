@@ -17,6 +17,7 @@ from PIL import Image
 import ssdkd
 from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import dataset_spec, load_dataset
+from ssdkd.errors import ConfigError
 from ssdkd.models import create_model, load_weights, save_weights
 from ssdkd.run import main
 from ssdkd.tracking.display import Display, describe, summary_table
@@ -437,19 +438,46 @@ def test_a_budget_of_no_minutes_is_refused(out: Path, capsys: pytest.CaptureFixt
 def test_a_budget_that_the_warm_up_takes_hands_out_no_student(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL[2:], "--minutes", "1e-6", "--out", str(out)]) == 2
     assert "minutes: a budget of 1e-06 leaves nothing to learn in, for the warm-up" in capsys.readouterr().err
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_what_the_warm_up_refuses_leaves_no_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     terms = {"one_hot": 0.0, "batch_norm": 0.0, "total_variation": 0.0, "adversarial": 1.0}
     assert main([*SMALL, "--inversion.terms", str(terms), "--out", str(out)]) == 2
     assert "inversion.terms: none of them can be searched by" in capsys.readouterr().err
-    assert not list(out.iterdir())
+    assert not out.exists()
     folder = one_run(out)
     assert main([*SMALL, "--out", str(out), "--distillation.learning-rate", "1e9", "--rounds", "8"]) == 3
     assert len(list(out.iterdir())) == 2, "a run that fails later keeps its folder"
     assert main(["--resume", str(folder), "--seed", "1"]) == 2
     assert folder.exists()
+
+
+def test_a_refused_run_leaves_no_folder_that_it_made_above_its_own(tmp_path: Path) -> None:
+    terms = {"one_hot": 0.0, "batch_norm": 0.0, "total_variation": 0.0, "adversarial": 1.0}
+    refused = [*SMALL, "--inversion.terms", str(terms)]
+    assert main([*refused, "--out", str(tmp_path / "new" / "runs")]) == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    assert main([*refused, "--out", str(tmp_path / "mine")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"], "which was there before"
+    folder = RunFolder.create(tmp_path / "shared", "refused")
+    (tmp_path / "shared" / "another").mkdir()
+    with pytest.raises(ConfigError, match="refused"), folder.begun(""):
+        raise ConfigError("refused")
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["another"]
+
+
+@pytest.mark.parametrize("option", ["--resume", "--out", "--config", "--teacher.checkpoint", "--rounds"])
+def test_an_option_without_a_value_is_refused(
+    option: str, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what a shell makes of a variable that is not set."""
+    monkeypatch.chdir(finished)  # where an empty path would find a run
+    assert main([*SMALL, option, ""]) == 2
+    said = capsys.readouterr().err
+    assert re.search(f"{option}: expected a value, got an empty word|an empty name is not that of a run", said)
+    assert main([*SMALL, f"{option}="]) == 2
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

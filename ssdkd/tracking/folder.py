@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ REPLAYS, REPORT = "replays.png", "report.html"
 class RunFolder:
     """Where one run writes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, made: Sequence[Path] = ()) -> None:
+        """`made` are the folders above it that are there for its sake alone, the nearest first."""
+        self.path, self.made = path, made
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str) -> RunFolder:
@@ -32,6 +33,7 @@ class RunFolder:
         root = expanded(root)
         stamped = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
+            missing = [folder for folder in (root, *root.parents) if not folder.exists()]
             root.mkdir(parents=True, exist_ok=True)
             for number in range(1, 10_000):
                 path = root / (stamped if number == 1 else f"{stamped}-{number}")
@@ -39,7 +41,7 @@ class RunFolder:
                     path.mkdir()
                 except FileExistsError:
                     continue
-                return cls(path)
+                return cls(path, missing)
         except OSError as error:
             raise ConfigError(
                 f"out: no run folder can be made in {root} ({error.strerror or error}); choose one you may write to."
@@ -50,6 +52,8 @@ class RunFolder:
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
         """A folder that a run made before."""
         folder = expanded(path)
+        if not os.fspath(path):
+            raise SsdkdError("an empty name is not that of a run folder; name a folder that a run made.")
         if not (folder / CONFIG).is_file():
             raise SsdkdError(f"{folder} is not a run folder: it holds no {CONFIG}; name a folder that a run made.")
         return cls(folder)
@@ -94,6 +98,8 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     if set(os.listdir(self.path)) <= {CONFIG}:
                         shutil.rmtree(self.path)
+                        for folder in self.made:
+                            folder.rmdir()  # unless another run came
                 raise
 
     def write_bytes(self, name: str, data: bytes) -> None:
