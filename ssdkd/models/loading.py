@@ -124,7 +124,7 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if start[:1] not in (b"P", b"\x80"):  # neither of the two formats of torch.save
-            raise _unreadable(path, error) from error
+            raise _unreadable(path) from error  # in whose words one had better run it nevertheless
         blamed = re.search(r"GLOBAL ([\w.]+)", str(error))
         wanted = f" ({blamed[1]})" if blamed else ""
         raise CheckpointError(
@@ -138,10 +138,10 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     return _state_dict_in(path, loaded)
 
 
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+def _unreadable(path: Path, error: BaseException | None = None) -> CheckpointError:
+    why = f" ({in_one_line(error)})" if error is not None else ""
     return CheckpointError(
-        f"weights file {path} is not of torch.save, or damaged or cut short ({in_one_line(error)}): "
-        "copy or download it again."
+        f"weights file {path} is not of torch.save, or damaged or cut short{why}: copy or download it again."
     )
 
 
