@@ -221,6 +221,8 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             f"the {role} answers two images of {size} with {tuple(answer.shape)}, but {spec.num_classes} classes were "
             f"expected (2, {spec.num_classes}); teacher and student need the same classes: see image.classes."
         )
+    if (answer >= 0).all() and torch.allclose(answer.sum(dim=1), answer.new_ones(()), atol=1e-3):
+        raise ConfigError(f"the {role} answers with probabilities, not logits; leave out the softmax at its end.")
     if shown._version != before:
         raise ConfigError(
             f"the {role} changes the images that it is shown, which others see too: let the first operation of its "
@@ -251,15 +253,20 @@ def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: to
     blank = torch.zeros((images, *spec.shape), device=weights[0].device)
     try:
         answer = trial(laid_out(blank, layout))
-        if not isinstance(answer, torch.Tensor) or answer.shape != (images, spec.num_classes):
-            told = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
-            raise ValueError(f"it answers {images} images in training with {told}, not ({images}, {spec.num_classes})")
-        answer.sum().backward()
-        if all(p.grad is None for p in trial.parameters()):
-            raise ValueError("its answers do not depend on its weights")
+        is_fit = isinstance(answer, torch.Tensor) and answer.shape == (images, spec.num_classes)
+        if is_fit and answer.requires_grad:
+            answer.sum().backward()
     except Exception as error:  # the network may be anyone's code
         advice = "; it was shown one image, as batches are of one: raise that" if images == 1 else ""
         raise ConfigError(f"the {role} cannot be trained: {in_one_line(error)}{advice}.") from error
+    if not is_fit:
+        told = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
+        raise ConfigError(
+            f"the {role} cannot be trained: it answers {images} images in training with {told}, not "
+            f"{(images, spec.num_classes)}; let it return the logits alone then too."
+        )
+    if all(p.grad is None for p in trial.parameters()):
+        raise ConfigError(f"the {role} cannot be trained: its answers do not depend on its weights.")
 
 
 def _require_finite(network: nn.Module, role: str) -> None:

@@ -350,6 +350,8 @@ class Careless(nn.Module):
             return {"logits": self.inner(images)}
         if self.how == "first":
             return self.inner(images[:1])
+        if self.how == "softmax":
+            return self.inner(images).softmax(dim=1)
         if self.how == "cut":
             return self.inner(images.detach())
         if self.how == "bounded":
@@ -369,6 +371,7 @@ class Careless(nn.Module):
         ("in place", "changes the images that it is shown"),
         ("bounded", "changes the images that it is shown"),
         ("cut", "does not lead back to its input"),
+        ("softmax", "answers with probabilities, not logits"),
     ],
 )
 def test_a_teacher_of_another_kind_is_refused(how: str, says: str) -> None:
@@ -422,9 +425,9 @@ def test_a_teacher_that_images_cannot_be_searched_by_is_refused(teacher: Any, sa
     [
         (lambda: a_student().requires_grad_(False), "no weights that could learn"),
         (lambda: nn.Flatten(), "the student"),
-        (lambda: Odd("tuple"), "cannot be trained: .*a tuple"),
+        (lambda: Odd("tuple"), r"cannot be trained: it answers 2 images in training with a tuple, not \(2, 10\)"),
         (lambda: Odd("key"), "cannot be trained: .*train"),
-        (lambda: Odd("detached"), "cannot be trained"),
+        (lambda: Odd("detached"), "cannot be trained: its answers do not depend on its weights"),
         (lambda: Odd("elsewhere"), "cannot be trained: .*do not depend on its weights"),
         (lambda: a_student().to("meta"), "meta device"),
         (lambda: "wrn16_1", "hand over a torch.nn.Module"),
