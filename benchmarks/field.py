@@ -307,7 +307,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--methods", help="which of them, comma-separated; all without")
     parser.add_argument("--teacher", help="weights; without, a teacher is trained first")
     parser.add_argument("--data-root", help="where the data set lies")
-    parser.add_argument("--out", required=True, help="folder for runs and results; the same one goes on")
+    parser.add_argument("--out", type=expanded, required=True, help="folder for runs and results; the same one goes on")
     parser.add_argument("--minutes", type=float, help="stop after so long, to go on with the same command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -319,7 +319,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if given.minutes is not None:
         require_at_least(given, minutes=0)
     deadline = time.monotonic() + 60 * given.minutes if given.minutes is not None else math.inf
-    size, out = SIZES[given.size](), Path(given.out)
+    size, out = SIZES[given.size](), given.out
     chosen = names_in(given.methods or "", size.methods, "--methods") or list(size.methods)
     if given.size != "tiny" and not given.data_root:
         raise ConfigError("--data-root is missing: accuracy over time needs the test set.")

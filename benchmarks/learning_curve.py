@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.arguments import require_at_least
 from benchmarks.selection import draw
 from ssdkd.errors import ConfigError, Parser, run_command
-from ssdkd.files import require_writable
+from ssdkd.files import expanded, require_writable
 from ssdkd.tracking.charts import COLOURS, Chart, Line
 
 
@@ -40,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m benchmarks.learning_curve", description="Draw how searches for policies went.")
     parser.add_argument("runs", nargs="+", help="NAME=FOLDER of a training")
     parser.add_argument("--smooth", type=int, default=8, help="updates (%(default)s)")
-    parser.add_argument("--out", required=True, help=".svg or .png")
+    parser.add_argument("--out", type=expanded, required=True, help=".svg or .png")
     given = parser.parse_args(argv)
     require_at_least(given, smooth=1)
     unnamed = [text for text in given.runs if "=" not in text]
@@ -55,7 +55,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         lines.append(Line(name, ended.tolist(), level.tolist(), COLOURS[place % len(COLOURS)]))
         first = level[min(given.smooth, len(level)) - 1]
         print(f"{name}: {int(ended[-1])} episodes; first {first:.1f}, last {level[-1]:.1f}")
-    draw([Chart("return of an episode (x 100)", "episodes played", lines)], Path(given.out))
+    draw([Chart("return of an episode (x 100)", "episodes played", lines)], given.out)
 
 
 if __name__ == "__main__":

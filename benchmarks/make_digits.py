@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from benchmarks.arguments import require_installed
 from ssdkd.data import LabelledImages, dataset_spec
 from ssdkd.errors import Parser, run_command
 from ssdkd.evaluation import accuracy, predictions
-from ssdkd.files import require_writable
+from ssdkd.files import expanded, require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
 
@@ -64,8 +63,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m benchmarks.make_digits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; files of before are overwritten")
-    out = Path(parser.parse_args(argv).out)
+    what = "where to; files of before are overwritten"
+    parser.add_argument("--out", type=expanded, required=True, metavar="FOLDER", help=what)
+    out = parser.parse_args(argv).out
     for name in (TEACHER, DIGITS):
         require_writable(out / name, "--out")
     train_images, test_images, train_labels, test_labels = split()

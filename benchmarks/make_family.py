@@ -25,7 +25,7 @@ from agents.processes import pool
 from benchmarks.arguments import require_at_least
 from benchmarks.make_digits import as_set, enlarged, share_right, split
 from ssdkd.errors import Parser, run_command
-from ssdkd.files import require_writable
+from ssdkd.files import expanded, require_writable
 from ssdkd.models import create_model, save_weights
 from ssdkd.teacher import TeacherTraining, train
 
@@ -79,7 +79,7 @@ def chosen(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
     return random.permutation(rows)[: recipe.images]
 
 
-def make(name: str, out: str) -> str:
+def make(name: str, out: Path) -> str:
     recipe = TEACHERS[name]
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
@@ -93,7 +93,7 @@ def make(name: str, out: str) -> str:
     options = TeacherTraining(epochs=epochs, batch=64, learning_rate=rate, shift=shift, seed=recipe.seed)
     train(teacher, as_set(train_images[rows], train_labels[rows], recipe.size), options, torch.device("cpu"))
     right = share_right(teacher, as_set(test_images, test_labels, recipe.size))
-    save_weights(teacher, Path(out) / f"{name}.safetensors")
+    save_weights(teacher, out / f"{name}.safetensors")
     return f"{name}: {len(rows)} images, {right:.2f} % of {len(test_labels)} test digits"
 
 
@@ -114,12 +114,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m benchmarks.make_family", description="Train the digits teachers of configs/family.yaml."
     )
-    parser.add_argument("--out", required=True, help="folder for weights and images")
+    parser.add_argument("--out", type=expanded, required=True, help="folder for weights and images")
     parser.add_argument("--processes", type=int, default=2, help="teachers trained at once")
     given = parser.parse_args(argv)
     require_at_least(given, processes=1)
-    require_writable(Path(given.out) / "validation.npz", "--out")
-    save_images(Path(given.out))
+    require_writable(given.out / "validation.npz", "--out")
+    save_images(given.out)
     with pool(given.processes) as workers:
         for line in workers.map(make, TEACHERS, [given.out] * len(TEACHERS)):
             print(line, flush=True)

@@ -28,6 +28,7 @@ from agents.train import POLICY
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.errors import ConfigError, Parser, run_command
+from ssdkd.files import expanded
 
 Rules = dict[str, dict[str, float]]  # coefficient -> entry -> weight, "" for the bias; places in the range (-1 to 1)
 
@@ -216,7 +217,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         metavar="COEFFICIENT=BIAS,ENTRY*WEIGHT,...",
         help="then move these coefficients by so much: from where they are, or from neutral",
     )
-    parser.add_argument("--out", help=".safetensors; without, it is only told")
+    parser.add_argument("--out", type=expanded, help=".safetensors; without, it is only told")
     given = parser.parse_args(argv)
     first = loaded(given.trainings[0])
     others = [as_linear(n, first) if n.lstrip().startswith("{") else loaded(n) for n in given.trainings[1:]]

@@ -41,7 +41,7 @@ from envs.spaces import ENTRIES, PROGRESS
 from ssdkd.coefficients import RANGES
 from ssdkd.config import RunConfig, read_yaml
 from ssdkd.errors import ConfigError, Parser, first_line, run_command
-from ssdkd.files import require_writable, write_result
+from ssdkd.files import expanded, require_writable, write_result
 
 SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "w_div": 0.4,
@@ -240,7 +240,9 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     parser.add_argument("--pairs", type=int, default=100, help="pairs of episodes")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first pair, and of what is drawn")
     parser.add_argument("--processes", type=int, default=1, help="pairs played at once")
-    parser.add_argument("--out", required=True, help="file of one JSON line a pair; gone on with if it is there")
+    parser.add_argument(
+        "--out", type=expanded, required=True, help="file of one JSON line a pair; gone on with if it is there"
+    )
     given = parser.parse_args(argv)
     if given.by is not None and given.by not in {entry.name for entry in ENTRIES}:
         raise ConfigError(f"--by: {given.by!r} is no entry of the observation.")
@@ -252,7 +254,7 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     tasks = no_longer_than(given.longest, training_tasks(family), read_yaml(family.base)[0])
     if not tasks:
         raise ConfigError(f"--longest: the family has no task of at most {given.longest} rounds.")
-    out = Path(given.out)
+    out = given.out
     pairs = read(out)
     drawn = np.random.default_rng(given.first_seed).integers(len(tasks), size=given.pairs)
     shifts = factors_of(turned)

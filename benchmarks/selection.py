@@ -59,7 +59,7 @@ from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
 from ssdkd.config import CheckpointConfig, RunConfig, parse_command_line, read_yaml, to_yaml
 from ssdkd.errors import ConfigError, NumericalError, Parser, SsdkdError
-from ssdkd.files import atomic_write_bytes, atomic_write_text, require_writable, write_result
+from ssdkd.files import atomic_write_bytes, atomic_write_text, expanded, require_writable, write_result
 from ssdkd.report import POLICY_COLOURS
 from ssdkd.saving import Stopped, StoppedAtOnce
 from ssdkd.tracking import Display, RunFolder
@@ -672,7 +672,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         epilog="Any other option goes to every run, as those of ssdkd.run.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", default="runs/selection", help="folder of all the run folders (%(default)s)")
+    parser.add_argument(
+        "--out", type=expanded, default="runs/selection", help="folder of all the run folders (%(default)s)"
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -696,19 +698,21 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data-root", help="where the evaluation sets lie; digits ship")
     parser.add_argument("--teacher", help="weights of the teacher; those for digits ship")
     parser.add_argument("--json", help="file for all figures and curves")
-    parser.add_argument("--coefficients", help="file for a picture of what the learned policy set, .png or .svg")
-    parser.add_argument("--plot", help="file for the picture, .png or .svg (OUT/selection.png)")
+    parser.add_argument(
+        "--coefficients", type=expanded, help="file for a picture of what the learned policy set, .png or .svg"
+    )
+    parser.add_argument("--plot", type=expanded, help="file for the picture, .png or .svg (OUT/selection.png)")
     given, options = parser.parse_known_args(argv)
     require_at_least(given, seeds=1, jobs=1, first_seed=0)
     if not 0.0 < given.share <= 1.0:
         raise ConfigError("--share: above 0 and at most 1.")
     require_installed("scipy", "SciPy")
-    plot = Path(given.plot or Path(given.out) / "selection.png")
+    plot = given.plot or given.out / "selection.png"
     jobs, left_out = jobs_for(given, options)
     for sentence in left_out:
         print(sentence)
     files = {
-        "--out": Path(given.out) / MARK,
+        "--out": given.out / MARK,
         "--plot": plot,
         "--json": given.json,
         "--coefficients": given.coefficients,
@@ -719,7 +723,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         file = files[option]
         if file and Path(file).suffix not in (".png", ".svg"):
             raise ConfigError(f"{option}: {file} must end in .png or .svg.")
-    outcomes, failed = play_all(jobs, Path(given.out), given.jobs)
+    outcomes, failed = play_all(jobs, given.out, given.jobs)
     by_task = {task: [o for o in outcomes if o.task == task] for task in dict.fromkeys(o.task for o in outcomes)}
     result: dict[str, Any] = {"tasks": {}, "left_out": left_out, "failed": failed}
     for task, own in by_task.items():
@@ -737,7 +741,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         draw([chart for task, own in by_task.items() for chart in charts(task, own)], plot)
         if given.coefficients:
             read = load_policy(given.policy_file).description.actions
-            draw(coefficient_charts(Path(given.out), read), Path(given.coefficients))
+            draw(coefficient_charts(given.out, read), given.coefficients)
     except OSError as error:
         raise ConfigError(f"the pictures cannot be written: {error}.") from error
     print(f"\nplot: {plot}\nruns: tensorboard --logdir {given.out}; python -m ssdkd.report {given.out}/*/")

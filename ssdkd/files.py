@@ -148,7 +148,7 @@ def write_result(path: str | os.PathLike[str] | None, option: str, text: str) ->
 @contextlib.contextmanager
 def _refused_for(path: str | os.PathLike[str], option: str) -> Iterator[Path]:
     try:
-        yield Path(path)
+        yield expanded(path)
     except OSError as error:
         told = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror or error
         raise ConfigError(f"{option}: {path} cannot be written: {told}.") from error

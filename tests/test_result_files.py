@@ -93,6 +93,25 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(
         )
 
 
+@pytest.mark.parametrize(("module", "work", "option", "more"), [*FILES, *((m, w, "--out", o) for m, w, o in FOLDERS)])
+def test_a_result_below_a_home_is_looked_for_there(
+    module: Any,
+    work: str,
+    option: str,
+    more: list[str],
+    tmp_path: Path,
+    refuses: Callable[[Any, str, list[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shell spells ~ out in `--out ~/x`, and leaves it in `--out=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "file").mkdir(parents=True)
+    (tmp_path / "home" / "file" / "in the way").touch()
+    at_fault = "file" if (module, work, option) in [entry[:3] for entry in FILES] else "file/in the way"
+    assert "cannot be written" in refuses(module, work, [*more, option, f"~/{at_fault}"])
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize(("module", "work", "more"), FOLDERS)
 def test_a_folder_that_cannot_be_one_is_refused_at_once(
     module: Any, work: str, more: list[str], tmp_path: Path, refuses: Callable[[Any, str, list[str]], str]
