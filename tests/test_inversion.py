@@ -600,6 +600,18 @@ def test_textures_differ_from_image_to_image_and_are_smooth() -> None:
     assert between > 3 * within
 
 
+def test_seven_in_ten_textures_are_lines_where_their_field_crosses_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ramp(count: int, shape: tuple[int, int, int], scale: float, random: torch.Generator) -> Tensor:
+        return torch.linspace(-3.0, 3.0, shape[2]).expand(count, *shape)  # 0 in the middle
+
+    monkeypatch.setattr(textures, "_smooth_field", ramp)
+    mean, std, random = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.05), random_from(0)
+    made = torch.cat([random_textures(4, (1, 4, 17), mean, std, random, random) for _ in range(50)])
+    brightest = made.mean(dim=(1, 2)).argmax(dim=1)
+    assert set(brightest.tolist()) == {8, 16}, "a line, or the field itself"
+    assert (brightest == 8).float().mean() == pytest.approx(0.7, abs=0.1)
+
+
 def test_what_decides_how_large_a_tensor_is_never_comes_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.2)
 
