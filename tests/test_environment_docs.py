@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -17,6 +18,7 @@ from envs.rewards import REWARDS
 from envs.spaces import action_table, observation_table
 from ssdkd import run
 from ssdkd.config import build, read_yaml
+from ssdkd.devices import threads_given_back
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
@@ -31,12 +33,17 @@ def test_every_reward_is_explained() -> None:
     assert set(REWARDS) == set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) - {"reward"}
 
 
-def test_the_first_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    found: dict[str, object] = {}
-    exec(example, found)
+def test_the_examples_run() -> None:
+    first, own_policy = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(first, found)
     assert found["terminated"] is False
     assert isinstance(found["env"], gymnasium.Env)
+    with threads_given_back():
+        exec(own_policy.replace('"rounds": 40', '"rounds": 4, "inversion": {"warmup": 2}'), found)
+    efforts = [line["effort"] for line in found["result"].history]
+    assert efforts[0] == pytest.approx(2.0)
+    assert efforts[0] > efforts[1] > 0.5, "the schedule decides, not the policy that the configuration names"
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"configs/([\w-]+)\.yaml", PAGE))))
