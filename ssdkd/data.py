@@ -167,7 +167,7 @@ def load_dataset(
     """
     dataset = _known(name)
     if split not in dataset.splits:
-        raise DataError(f"{name} has no split '{split}': use {' or '.join(map(repr, dataset.splits))}")
+        raise DataError(f"{name} has no split '{split}', only {' and '.join(map(repr, dataset.splits))}")
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no image of {name}: use 1 or more, or no limit")
     place = _existing_root(name, dataset, root)

@@ -6,7 +6,6 @@ import argparse
 import io
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from ssdkd.devices import apart_from_caller, choose_device, is_out_of_memory, th
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
 from ssdkd.importing import hidden
-from ssdkd.models import count_parameters, save_weights
+from ssdkd.models import count_parameters, save_trained
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
@@ -170,7 +169,7 @@ def run(
             metrics.close()
         engine.student.eval()
         if folder is not None:
-            save_student(folder, engine.student)  # before it is measured, which may fail
+            save_trained(engine.student, folder / STUDENT)  # before it is measured, which may fail
         summary = summarise(config, engine)
         if folder is not None:
             finish(folder, engine, summary)
@@ -193,9 +192,9 @@ def _with_what_is_left(error: Exception, engine: Engine, saver: Saver) -> Numeri
     if saver.folder is not None:
         kept = f"its student so far is in {saver.folder / SO_FAR}"
         try:
-            save_weights(engine.student, saver.folder / SO_FAR)
+            save_trained(engine.student, saver.folder / SO_FAR)
         except CheckpointError as failed:
-            kept = f"its student so far was not written ({str(failed).rstrip('.')})"
+            kept = f"its student so far is not in its folder ({str(failed).rstrip('.')})"
     return NumericalError(f"{what}; {kept}; {_how_to_go_on(engine, saver)}")
 
 
@@ -250,20 +249,6 @@ def _restore(state: dict[str, Any], engine: Engine, env: SampleSelectionEnv, pol
             f"the checkpoint does not fit this run ({first_line(error)}): it is of other networks or of another "
             "version of ssdkd; start a new run."
         ) from error
-
-
-def save_student(folder: RunFolder, student: nn.Module) -> None:
-    """Write what the run was for.
-
-    Raises:
-        CheckpointError: the disk does not take it; says where the student is nevertheless, if anywhere.
-    """
-    try:
-        save_weights(student, folder / STUDENT)
-    except CheckpointError as error:
-        elsewhere = Path(tempfile.mkdtemp(prefix="ssdkd-")) / STUDENT
-        save_weights(student, elsewhere)
-        raise CheckpointError(f"{str(error).rstrip('.')}; the student was put into {elsewhere} instead.") from error
 
 
 def finish(folder: RunFolder, engine: Engine, summary: dict[str, Any]) -> None:

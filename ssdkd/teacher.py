@@ -24,7 +24,7 @@ from ssdkd.devices import autocast_for, choose_device, is_out_of_memory
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import expanded, require_writable
-from ssdkd.models import count_multiply_adds, create_model, save_weights
+from ssdkd.models import count_multiply_adds, create_model, save_trained
 from ssdkd.trouble import learned
 
 
@@ -118,22 +118,23 @@ def run(argv: Sequence[str] | None = None) -> None:
         require_trainable(model, "teacher", spec, torch.channels_last, images)
     start = time.perf_counter()
     train(model, train_set, options, device, lambda epoch, loss: print(f"epoch {epoch}: loss {loss:.4f}", flush=True))
-    mean, std = spec.normalisation(device)
-    value = accuracy(predictions(model, test_set.images, mean, std, nullcontext()), test_set.labels)
     if not all(bool(weight.isfinite().all()) for weight in learned(model).values()):
         raise NumericalError("the teacher's weights left the finite numbers, nothing was saved; lower learning_rate.")
-    save_weights(model, out)
-    print(f"test accuracy {value:.2f} % after {time.perf_counter() - start:.0f} s; weights in {out}")
+    save_trained(model, out)  # before it is measured, which may fail
+    print(f"weights in {out}", flush=True)
+    mean, std = spec.normalisation(device)
+    value = accuracy(predictions(model, test_set.images, mean, std, nullcontext()), test_set.labels)
+    print(f"test accuracy {value:.2f} % after {time.perf_counter() - start:.0f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     try:
-        return run_command(run, argv, stopped="stopped; nothing was saved.")
+        return run_command(run, argv, stopped="stopped.")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print("error: out of memory, nothing was saved: lower batch, or train a smaller model.", file=sys.stderr)
+        print("error: out of memory: lower batch, or train a smaller model.", file=sys.stderr)
         return NumericalError.exit_code
 
 

@@ -157,7 +157,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_a_wrong_request_is_refused(tmp_path: Path) -> None:
-    assert "no split 'valid': use 'train' or 'test'" in refusal(lambda: load_dataset("mnist", tmp_path, "valid"))
+    assert "no split 'valid', only 'train' and 'test'" in refusal(lambda: load_dataset("mnist", tmp_path, "valid"))
     assert "a limit of 0" in refusal(lambda: load_dataset("mnist", tmp_path, limit=0))
     missing = tmp_path / "nowhere"
     assert f"{missing} does not exist" in refusal(lambda: load_dataset("mnist", missing))
@@ -643,4 +643,4 @@ def test_digits_come_without_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.savez_compressed(home, test_images=images, test_labels=np.array([3, 1, 4]))
     assert_holds(load_dataset("digits", None), images[:, None], [3, 1, 4])
     assert load_dataset("digits", None).spec == dataset_spec("digits")
-    assert "digits has no split 'train': use 'test'" in refusal(lambda: load_dataset("digits", None, "train"))
+    assert "digits has no split 'train', only 'test'" in refusal(lambda: load_dataset("digits", None, "train"))

@@ -400,7 +400,7 @@ def test_a_student_that_does_not_fit_on_the_disk_is_put_elsewhere(
     assert main(command(tmp_path / "runs", "--quiet", "--checkpoint.rounds", "0")) == 2
     said = capsys.readouterr().err
     (saved,) = elsewhere.glob("*/student.safetensors")
-    assert f"the student was put into {saved} instead" in said
+    assert f"they were put into {saved} instead" in said
     assert saved.read_bytes() == student(uninterrupted)
 
 
@@ -447,7 +447,7 @@ def test_a_disk_that_turns_read_only_does_not_lose_the_training(
     said = capsys.readouterr().err
     (saved,) = elsewhere.glob("*/student.safetensors")
     assert "Read-only file system" in said
-    assert f"the student was put into {saved} instead" in said
+    assert f"they were put into {saved} instead" in said
     assert saved.read_bytes() == student(uninterrupted)
     assert checkpoints(only_folder(tmp_path / "runs")) == ["round-00000002.safetensors"], "the older one is intact"
 

@@ -1,12 +1,15 @@
 """Promises of `python -m ssdkd.teacher`: it learns, repeats itself, and writes weights that load."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ssdkd import teacher
+from ssdkd import files, teacher
 from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.models import create_model, load_weights
 from ssdkd.teacher import TeacherTraining
@@ -132,7 +135,7 @@ def test_fewer_images_than_a_batch_are_enough(digits_file: Path, tmp_path: Path)
         (("--epochs", "0"), "epochs"),
         (("--epoch", "3"), "--epochs"),
         (("--device", "tpu"), "tpu"),
-        (("--dataset", "digits"), "digits"),
+        (("--dataset", "digits"), "digits has no split 'train', only 'test'"),
         (("--data-root", "no/such/file.npz"), "no/such/file.npz"),
         (("--data-root", "~nobody.here/file.npz"), "~nobody.here/file.npz does not exist"),
         (("--precision", "half"), "bfloat16"),
@@ -168,6 +171,38 @@ def test_a_teacher_that_left_the_finite_numbers_is_not_saved(
     assert not out.exists()
 
 
+def test_a_teacher_is_not_lost_by_a_full_disk_or_a_failure_to_measure_it(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    out, elsewhere = tmp_path / "t.safetensors", tmp_path / "elsewhere"
+    short = command(digits_file, out, "--epochs", "1", "--limit", "20")
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher, "predictions", no_memory)
+        assert teacher.main(short) == 3
+    assert f"weights in {out}" in capsys.readouterr().out
+    whole = out.read_bytes()
+
+    def full_disk(path: Path, chunks: Any) -> None:
+        if path == out:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, chunks)
+
+    elsewhere.mkdir()
+    write = files._write_whole
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    monkeypatch.setattr(files, "_write_whole", full_disk)
+    assert teacher.main(short) == 2
+    (saved,) = elsewhere.glob("*/t.safetensors")
+    assert f"No space left on device; they were put into {saved} instead" in capsys.readouterr().err
+    assert saved.read_bytes() == whole
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    assert teacher.main(short) == 2
+    assert capsys.readouterr().err.endswith("No space left on device.\n"), "of nothing but what was asked for"
+
+
 def test_running_out_of_memory_is_one_sentence(
     digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,5 +212,5 @@ def test_running_out_of_memory_is_one_sentence(
     monkeypatch.setattr(teacher, "train", no_memory)
     out = tmp_path / "teacher.safetensors"
     assert teacher.main(command(digits_file, out)) == 3
-    assert capsys.readouterr().err.startswith("error: out of memory, nothing was saved: lower batch")
+    assert capsys.readouterr().err.startswith("error: out of memory: lower batch")
     assert not out.exists()

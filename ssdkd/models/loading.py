@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import struct
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,23 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"weights cannot be saved as {path}: {error.strerror or error}.") from error
     except ValueError as error:
         raise CheckpointError(f"weights cannot be saved as {path}: {error}.") from error
+
+
+def save_trained(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write weights that took long to come by: where `path` does not allow it, into a temporary folder.
+
+    Raises:
+        CheckpointError: as of `save_weights`; says where they are nevertheless, if anywhere.
+    """
+    try:
+        save_weights(model, path)
+    except CheckpointError as error:
+        try:
+            elsewhere = Path(tempfile.mkdtemp(prefix="ssdkd-")) / Path(path).name
+            save_weights(model, elsewhere)
+        except (OSError, CheckpointError):
+            raise error from None
+        raise CheckpointError(f"{str(error).rstrip('.')}; they were put into {elsewhere} instead.") from error
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
