@@ -189,7 +189,7 @@ def _silence() -> Iterator[None]:
 def student_of(folder: RunFolder) -> tuple[nn.Module, ImageSpec, dict[str, Any]]:
     """A run's student with its weights, what it sees, and the run's summary."""
     config = build(RunConfig, [read_yaml(str(folder / CONFIG))])
-    if not (folder / SUMMARY).is_file() or not (folder / STUDENT).is_file():
+    if not folder.is_finished:
         raise ConfigError(
             f"{folder.path} holds no finished student; finish the run: python -m ssdkd.run --resume {folder.path}"
         )

@@ -23,7 +23,7 @@ from ssdkd.devices import apart_from_caller, choose_device, is_out_of_memory, th
 from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
 from ssdkd.importing import hidden
-from ssdkd.models import count_parameters, save_trained
+from ssdkd.models import count_parameters, load_weights, save_trained
 from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
@@ -61,7 +61,8 @@ def distill(
         teacher: takes normalised images (N, channels, height, width), returns logits (N, classes).
         student: the same, smaller.
         out: a run folder is made in this folder; without it nothing is written.
-        resume: the run folder of an earlier call with the same networks, to go on with; takes no `options`.
+        resume: the run folder of an earlier call with the same networks, to go on with; takes no `options`. Where that
+            run is finished, `student` becomes the one that it ended with.
         options: those of the command, nested as in YAML: `dataset="mnist", rounds=60, buffer={"capacity": 1000}`.
             Without a budget, 100 rounds. `device` may be a torch.device.
 
@@ -77,6 +78,9 @@ def distill(
         if options or out is not None:
             raise ConfigError("distill(resume=...) goes on with the options of that run; leave out all others.")
         from_folder = RunFolder.existing(resume)
+        if from_folder.is_finished:
+            load_weights(student, from_folder / STUDENT)
+            return Result(student.eval(), from_folder.read_json(SUMMARY), folder=from_folder.path)
         config = build(RunConfig, [read_yaml(str(from_folder / CONFIG))])
     else:
         budget = {} if "minutes" in options else {"rounds": 100}
@@ -340,7 +344,7 @@ def start(argv: Sequence[str] | None) -> None:
         folder = RunFolder.existing(given.resume)
         with folder.claimed():
             config = _config_to_resume(folder, argv, display)
-            if (folder / SUMMARY).is_file() and (folder / STUDENT).is_file():
+            if folder.is_finished:
                 rounds = folder.read_json(SUMMARY).get("rounds")
                 print(f"{folder.path} is finished after {rounds} rounds; its student is {folder / STUDENT}")
                 return

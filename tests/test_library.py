@@ -148,6 +148,17 @@ def test_a_stopped_call_is_gone_on_with(
     assert resumed.folder == folder
 
 
+def test_a_finished_call_is_not_played_again_but_hands_its_student_out(tmp_path: Path) -> None:
+    done = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **SMALL)
+    assert done.folder is not None
+    files = {file: file.read_bytes() for file in done.folder.iterdir() if file.is_file()}
+    again = ssdkd.distill(digits_teacher(), a_student(seed=9).train(), resume=done.folder)
+    assert same(weights(again.student), weights(done.student))
+    assert not again.student.training
+    assert (again.summary, again.folder, again.history) == (done.summary, done.folder, [])
+    assert {file: file.read_bytes() for file in done.folder.iterdir() if file.is_file()} == files
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

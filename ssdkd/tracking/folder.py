@@ -61,6 +61,11 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its run came to its end, which nothing takes any further."""
+        return (self / SUMMARY).is_file() and (self / STUDENT).is_file()
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the folder while it is written to: a second run that wants it is refused.
