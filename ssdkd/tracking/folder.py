@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
-from ssdkd.files import atomic_write_bytes, expanded
+from ssdkd.files import atomic_write_bytes, expanded, temporary_files
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 STUDENT, CHECKPOINTS, PICTURE = "student.safetensors", "checkpoints", "buffer.png"
@@ -88,6 +88,9 @@ class RunFolder:
                     raise SsdkdError(
                         f"{self.path} is being written by another run: stop that one first, or wait for its end."
                     ) from error
+            with contextlib.suppress(OSError):
+                for leftover in temporary_files(self.path, "*"):  # of whoever held it before, and was killed
+                    leftover.unlink()
             yield
         finally:
             os.close(held)
