@@ -315,6 +315,9 @@ def run_name(config: RunConfig) -> str:
 
 
 def _say_what_is_missing(engine: Engine, display: Display) -> None:
+    teacher = engine.config.teacher
+    if teacher.checkpoint is None and not is_in_memory(teacher.name):
+        display.say(f"No --teacher.checkpoint: the teacher has the weights that {teacher.name} gave it.")
     if not engine.inverter.observer.has_batch_norm:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
         how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"

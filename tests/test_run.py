@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import ssdkd
 from ssdkd.config import RunConfig, build, read_yaml
@@ -257,6 +258,24 @@ def test_what_pixels_the_teacher_is_shown_is_said_where_nobody_said_it(
     for command in (unknown, own):
         assert main([*command, "--image.mean", "[0.3]", "--image.std", "[0.4]"]) == 0
         assert "normalised" not in capsys.readouterr().err
+
+
+def test_whose_weights_a_teacher_has_is_said_where_no_file_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function may load them itself, or was it forgotten?"""
+    (tmp_path / "their_nets.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = "No --teacher.checkpoint: the teacher has the weights that their_nets:build gave it."
+    own = [*SMALL, "--dataset", "digits", "--teacher.name", "their_nets:build", "--out", str(tmp_path / "runs")]
+    student = ["--student.name", "convnet_small"]
+    assert main([*own, *student]) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), tmp_path / "theirs.safetensors")
+    assert main([*own, *student, "--teacher.checkpoint", str(tmp_path / "theirs.safetensors")]) == 0
+    assert "No --teacher.checkpoint" not in capsys.readouterr().err
 
 
 def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
