@@ -156,7 +156,8 @@ def run(
                 line["accuracy"] = measured
             if remember:
                 history.append(line)
-            if metrics is not None and engine.round % config.tracking.metrics_every == 0:
+            is_due = engine.round % config.tracking.metrics_every == 0 or engine.finished
+            if metrics is not None and is_due:
                 metrics.add(line)
             if tracker is not None:
                 tracker.update(line, observation)

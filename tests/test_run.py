@@ -103,6 +103,16 @@ def test_metrics_are_one_line_of_json_for_each_round(finished: Path) -> None:
         assert all(isinstance(line[key], float) for line in lines)
 
 
+@pytest.mark.parametrize(("every", "rounds"), [("2", [2, 3]), ("5", [3])])
+def test_the_last_round_is_noted_however_seldom_lines_are_asked_for(
+    every: str, rounds: list[int], tmp_path: Path
+) -> None:
+    folder = one_run(tmp_path, "--tracking.metrics-every", every)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == rounds
+    assert "3 rounds by ssdkd" in (folder / "report.html").read_text()
+
+
 def test_the_picture_shows_a_row_of_images_for_each_class(finished: Path) -> None:
     with Image.open(finished / "buffer.png") as picture:
         pixels = np.asarray(picture)
