@@ -1,5 +1,6 @@
 """Promises of `python -m ssdkd.run`: what a run leaves behind, and one clear sentence for every mistake."""
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import ssdkd
@@ -314,6 +316,20 @@ def test_an_accuracy_stays_in_sight_until_the_next_one(monkeypatch: pytest.Monke
         display.update({**facts, "round": float(number)}, accuracy)
     shown = [re.findall(r"accuracy .*?(?=,)", sentence) for sentence in said]
     assert shown == [[], ["accuracy 70.00 %"], ["accuracy 70.00 % in round 1"], ["accuracy 80.00 %"]]
+
+
+def test_bar_and_facts_have_room_on_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr("ssdkd.tracking.display.Console", lambda **_: terminal)
+    facts = {"progress": 0.5, "seconds": 900.0, "probe_kl": 1.0, "probe_agreement": 0.5, "class_entropy": 1.0}
+    with Display() as display:
+        display.update({**facts, "round": 4321.0}, 70.0)
+        display.update({**facts, "round": 4322.0}, None)
+    lines = [re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", line).strip("\r") for line in shown.getvalue().splitlines()]
+    assert any(re.fullmatch(r"round 4322 ━+.━* +50% .*", line) for line in lines)
+    assert any(re.fullmatch(r".*agreement 50.0 %, accuracy 70.00 % in round 4321.*", line) for line in lines)
+    assert all(len(line) <= 80 for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,31 @@
-"""What is shown while a run goes on: a live line on a terminal, a plain line now and then elsewhere."""
+"""What is shown while a run goes on: a live bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ssdkd.engine import Statistics
 
 PLAIN_SECONDS = 10.0
+
+
+class _TwoLines(Progress):
+    """A bar, and the facts below it: beside it they would leave none of it on a terminal of 80 columns."""
+
+    facts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.facts, no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -26,21 +38,20 @@ class Display:
         self._last = 0.0
         self._accuracy: float | None = None  # as it was measured last
         self._measured_in = 0.0  # round
-        self._progress: Progress | None = None
+        self._progress: _TwoLines | None = None
         self._warned: set[str] = set()
 
     def __enter__(self) -> Display:
         if self.live:
-            self._progress = Progress(
+            self._progress = _TwoLines(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[facts]}"),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._progress.add_task("warming up", total=1.0, facts="")
+            self._task = self._progress.add_task("warming up", total=1.0)
             self._progress.start()
         return self
 
@@ -52,7 +63,7 @@ class Display:
             self._progress = None
 
     def say(self, sentence: str) -> None:
-        """One sentence, above the live line."""
+        """One sentence, above the live bar."""
         if not self.quiet:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
@@ -71,12 +82,9 @@ class Display:
             self._accuracy, self._measured_in = accuracy, statistics["round"]
         facts = describe(statistics, self._accuracy, self._measured_in)
         if self._progress is not None:
-            self._progress.update(
-                self._task,
-                completed=statistics["progress"],
-                description=f"round {statistics['round']:.0f}",
-                facts=facts,
-            )
+            self._progress.facts = facts
+            done, description = statistics["progress"], f"round {statistics['round']:.0f}"
+            self._progress.update(self._task, completed=done, description=description)
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             self.say(f"round {statistics['round']:.0f} ({100 * statistics['progress']:.0f} %): {facts}")
