@@ -20,7 +20,6 @@ import json
 import math
 import multiprocessing
 import multiprocessing.connection
-import shutil
 import signal
 import sys
 import time
@@ -502,7 +501,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             print(f"policy: {train(config, family, folder, begin, state, given.quiet)}")
         except ConfigError:
             if given.resume is None and not (folder / POLICY).exists():  # it could not begin to learn
-                shutil.rmtree(folder.path, ignore_errors=True)
+                folder.discard()
             raise
 
 

@@ -697,6 +697,8 @@ def test_a_training_may_begin_with_a_policy(tmp_path: Path, capsys: pytest.Captu
     assert "begin: the policy's use_sde is False and here it is True" in capsys.readouterr().err
     assert train.main([*flags, "--begin", "nowhere.safetensors"]) == 2
     assert len(list((tmp_path / "runs").iterdir())) == folders
+    assert train.main([*flags, "--net-arch", "[4]", "--out", str(tmp_path / "new" / "runs")]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def trained(tmp_path: Path, algorithm: str, *more: str) -> Path:

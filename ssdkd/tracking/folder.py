@@ -105,10 +105,15 @@ class RunFolder:
             except Exception:  # not an interrupt, after which --resume begins anew
                 with contextlib.suppress(OSError):
                     if set(os.listdir(self.path)) <= {CONFIG}:
-                        shutil.rmtree(self.path)
-                        for folder in self.made:
-                            folder.rmdir()  # unless another run came
+                        self.discard()
                 raise
+
+    def discard(self) -> None:
+        """Remove it, and the folders above it that it alone was the reason for."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.path)
+            for folder in self.made:
+                folder.rmdir()  # unless another run came
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace one file, whole or not at all."""
