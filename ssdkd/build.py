@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from importlib import resources
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,7 +130,7 @@ def _evaluation(config: RunConfig, spec: ImageSpec) -> LabelledImages | None:
 
 def build_student(config: RunConfig, spec: ImageSpec) -> nn.Module:
     """The student that `config` names, with fresh weights."""
-    return _create(config.student.name, config.student.arguments, spec)
+    return model_for(config.student.name, config.student.arguments, spec)
 
 
 def name_in_memory(network: nn.Module) -> str:
@@ -142,7 +143,8 @@ def is_in_memory(name: str) -> bool:
     return name.startswith("<")
 
 
-def _create(name: str, arguments: dict[str, object], spec: ImageSpec) -> nn.Module:
+def model_for(name: str, arguments: dict[str, Any], spec: ImageSpec) -> nn.Module:
+    """The model of that name for images of that kind, with fresh weights."""
     if is_in_memory(name):
         raise ConfigError(
             f"the run was given {name[1:-1]} as a network in memory, which no name rebuilds: "
@@ -167,7 +169,7 @@ def _load_teacher(config: RunConfig, spec: ImageSpec) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        teacher = _create(described.name, described.arguments, spec)
+        teacher = model_for(described.name, described.arguments, spec)
     if described.checkpoint is None and not set(":<") & set(described.name):
         raise ConfigError(
             f"teacher.checkpoint is missing: {described.name} would be an untrained teacher; "

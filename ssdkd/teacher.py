@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdkd.buffer import random_views, render
-from ssdkd.build import require_trainable
+from ssdkd.build import model_for, require_trainable
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
 from ssdkd.devices import autocast_for, choose_device, is_out_of_memory
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import expanded, require_writable
-from ssdkd.models import count_multiply_adds, create_model, save_trained
+from ssdkd.models import count_multiply_adds, save_trained
 from ssdkd.trouble import learned
 
 
@@ -105,14 +105,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     spec = train_set.spec
     if options.shift >= min(spec.height, spec.width):
         raise ConfigError(f"shift: {options.shift} pixels move a {spec.height}x{spec.width} image out of sight.")
-    model = create_model(
-        options.model,
-        options.arguments,
-        num_classes=spec.num_classes,
-        in_channels=spec.channels,
-        image_size=min(spec.height, spec.width),
-        image_shape=(spec.height, spec.width),
-    )
+    model = model_for(options.model, options.arguments, spec)
     with torch.random.fork_rng(devices=[]):
         images = min(options.batch, len(train_set.labels), 2)
         require_trainable(model, "teacher", spec, torch.channels_last, images)
