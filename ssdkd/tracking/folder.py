@@ -88,9 +88,10 @@ class RunFolder:
                     raise SsdkdError(
                         f"{self.path} is being written by another run: stop that one first, or wait for its end."
                     ) from error
-            with contextlib.suppress(OSError):
-                for leftover in temporary_files(self.path, "*"):  # of whoever held it before, and was killed
-                    leftover.unlink()
+            else:
+                with contextlib.suppress(OSError):
+                    for leftover in temporary_files(self.path, "*"):  # of whoever held it before, and was killed
+                        leftover.unlink()
             yield
         finally:
             os.close(held)
