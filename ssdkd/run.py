@@ -164,7 +164,11 @@ def run(
             display.update(engine.statistics, measured)
             _say_what_looks_wrong(engine.statistics, metrics, display)
             if saver.is_due(engine.round) or signals.save or signals.stop:
-                saver.save(_state(engine, env, policy), engine.round)
+                try:
+                    saver.save(_state(engine, env, policy), engine.round)
+                except CheckpointError as error:  # where that is to end the run
+                    close(metrics, tracker)
+                    raise CheckpointError(f"{str(error).rstrip('.')}; {_how_to_go_on(engine, saver)}") from error
             if signals.save and saver.saved == engine.round:
                 display.say(f"saved at round {engine.round}")
             signals.save = False

@@ -380,8 +380,9 @@ def test_or_it_ends_the_run_where_that_was_asked_for(
 ) -> None:
     broken_disk("write:4:error")
     assert main(command(tmp_path, "--quiet", "--checkpoint.on-error", "stop")) == 2
-    assert "No space left on device" in capsys.readouterr().err
     folder = only_folder(tmp_path)
+    how = f"the run is saved as of round 2 and goes on with: python -m ssdkd.run --resume {folder}\n"
+    assert capsys.readouterr().err.endswith(f"No space left on device; earlier ones are still there; {how}")
     assert checkpoints(folder) == ["round-00000002.safetensors"]
     assert main(["--resume", str(folder), "--quiet"]) == 0
     assert_as_if_nothing_had_happened(folder, uninterrupted)
