@@ -33,7 +33,10 @@ def one(options: list[str], seed: int) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
-        prog="python -m benchmarks.default_run", description="The default job on several seeds.", allow_abbrev=False
+        prog="python -m benchmarks.default_run",
+        description="The default job on several seeds.",
+        epilog="Any other option goes to every run, as those of ssdkd.run.",
+        allow_abbrev=False,
     )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")

@@ -679,7 +679,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--tasks",
         nargs="+",
         default=["digits"],
-        help="digits, mnist, mnist-400, held-out, or a run's YAML (%(default)s)",
+        help="digits, mnist, mnist-400, held-out (all of them), held-out-1 and so on, another ready-made job such as "
+        "cifar10, or a run's YAML (%(default)s)",
     )
     parser.add_argument(
         "--policies",

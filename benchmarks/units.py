@@ -61,7 +61,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", type=int, default=40, help="tasks to draw from the family that policies train on")
     parser.add_argument("--teachers-root", help="folder of the family's teachers (benchmarks.make_family)")
     parser.add_argument("--data-root", help="where the data sets are")
-    parser.add_argument("--teacher", help="weights of MNIST's teacher")
+    parser.add_argument("--teacher", help="weights of the teacher of mnist or cifar10")
     parser.add_argument("--rounds", type=int, default=7, help="rounds to time, of which the median counts")
     given = parser.parse_args(argv)
     require_at_least(given, rounds=1, family=0)

@@ -133,8 +133,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     student is new. None of it depends on actions, all of it on the seed.
 
     ## Episode End
-    Terminated when what is left of the budget no longer pays for half a round, or when training left the finite
-    numbers (the probe's KL then counts as 10^6). Never truncated by the environment itself.
+    Terminated when what is left of the budget no longer pays for half a round (a budget in minutes: when they are
+    over), or when training left the finite numbers (the probe's KL then counts as 10^6). Never truncated by the
+    environment itself.
 
     ## Information
     `statistics`: everything measured in the round, by name. `coefficients`: those in force, by name. `task`: which
