@@ -88,7 +88,7 @@ class TrainConfig:
     steps: int = option(20_000, "rounds to learn from, over all environments", low=1)
     environments: int = option(4, "episodes played at once", low=1)
     processes: bool = option(True, "whether each of them has a process of its own")
-    warm_starts: int = option(2, "warmed-up generators kept for each teacher; 0: a new one every episode", low=0)
+    warm_starts: int = option(2, "warm-ups kept for each teacher and buffer; 0: a new one every episode", low=0)
     normalise: bool = option(True, "whether observations and rewards are scaled by their running statistics")
     seed: int = option(0, "everything random follows from it", low=0, high=2**31)
     evaluate_every: int = option(5_000, "steps between evaluations on held-out tasks; 0: only at the end", low=0)

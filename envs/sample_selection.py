@@ -147,9 +147,9 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
       one of them
     - `reward`: "probe", "area", "validation" or "outcome"; or an import path such as "my_module:my_reward", to a
       function of the engine and of the statistics before and after the round
-    - `warm_starts`: 0: every episode warms up a generator of its own. K: every teacher has K warm-ups, each done
-      once and then copied, for all students and budgets; students start from K initial weights, and the rounds
-      that follow are still random. Saves about a third of a short episode
+    - `warm_starts`: 0: every episode warms up anew. K: every teacher (with its inversion, buffer and probe) has K
+      warm-ups, each done once and then copied, for all students and budgets; students start from K initial weights,
+      and the rounds that follow are still random. Saves about a third of a short episode
     - `engine`: an engine to drive, for one episode, instead of building one (used by the command)
     - `render_mode`: "rgb_array", or "human", by which every `reset` and `step` prints what `render` tells
 
