@@ -38,9 +38,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         args = list(sys.argv[1:] if args is None else args)
-        for each in args:
-            if each.startswith("--") and each.endswith("=--"):  # of which older Pythons make an empty list
-                self.error(f"{each[:-3].replace('_', '-')}: -- is no value")
+        for flag, _, value in (word.partition("=") for word in args):
+            if flag.startswith("--") and value == "--":  # of which older Pythons make an empty list
+                self.error(f"{flag.replace('_', '-')}: -- is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

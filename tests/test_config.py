@@ -225,6 +225,7 @@ def test_a_value_that_the_reader_chokes_on_is_refused(value: str) -> None:
 def test_two_dashes_are_no_value(flag: str) -> None:
     with pytest.raises(ConfigError, match=f"^{flag}: -- is no value; see "):
         read(f"{flag}=--")
+    assert read("--out=a=--").out == "a=--"
 
 
 @given(st.sampled_from(["seed", "minutes", "image.mean", "inversion.terms", "compile", "out"]), st.text())
