@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ssdkd.engine import Engine, Statistics, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, Parser, first_line
 from ssdkd.importing import hidden
 from ssdkd.models import count_parameters, load_weights, save_trained
-from ssdkd.saving import Saver, Stopped, StopSignals, how_to_go_on, run_until_stopped
+from ssdkd.saving import Saver, Stopped, StopSignals, run_until_stopped
 from ssdkd.tracking import Display, MetricsFile, RunFolder, buffer_grid
 from ssdkd.tracking.display import summary_table
 from ssdkd.tracking.folder import CHECKPOINTS, CONFIG, METRICS, PICTURE, STUDENT, SUMMARY
@@ -126,17 +127,20 @@ def run(
 
     policy = policy or choose_policy(config.policy, config.seed, config.policy_file, config.adapt)
     env = SampleSelectionEnv(engine=engine, reward=getattr(policy, "reward", "probe"))
-    saver = Saver(config.checkpoint, folder, display)
+    in_memory = any(is_in_memory(role.name) for role in (config.teacher, config.student))
+    saver = Saver(config.checkpoint, folder, display, in_memory)
     _say_what_is_missing(engine, display)
     history: list[dict[str, float]] = []
-    with display, StopSignals() as signals:
+    with display, StopSignals() as signals, ExitStack() as opened:
         if resumed is None:
             observation, _ = env.reset()
         else:
             observation = _restore(resumed, engine, env, policy)
             saver.saved = engine.round
-        metrics = MetricsFile(folder / METRICS, from_round=engine.round) if folder is not None else None
-        tracker = Tracker(config, engine, folder, display.warn, policy) if folder is not None else None
+        metrics, tracker = None, None
+        if folder is not None:
+            metrics = opened.enter_context(closing(MetricsFile(folder / METRICS, from_round=engine.round)))
+            tracker = opened.enter_context(closing(Tracker(config, engine, folder, display.warn, policy)))
         while not engine.finished:
             action, _ = policy.predict(observation, deterministic=True)
             try:
@@ -144,7 +148,6 @@ def run(
             except (NumericalError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, NumericalError) and not is_out_of_memory(error):
                     raise
-                close(metrics, tracker)
                 raise _with_what_is_left(error, engine, saver) from error
             if hasattr(policy, "learn"):
                 policy.learn(float(reward), observation, engine.finished)
@@ -164,18 +167,12 @@ def run(
             display.update(engine.statistics, measured)
             _say_what_looks_wrong(engine.statistics, metrics, display)
             if saver.is_due(engine.round) or signals.save or signals.stop:
-                try:
-                    saver.save(_state(engine, env, policy), engine.round)
-                except CheckpointError as error:  # where that is to end the run
-                    close(metrics, tracker)
-                    raise CheckpointError(f"{str(error).rstrip('.')}; {_how_to_go_on(engine, saver)}") from error
+                saver.save(_state(engine, env, policy), engine.round)
             if signals.save and saver.saved == engine.round:
                 display.say(f"saved at round {engine.round}")
             signals.save = False
             if signals.stop and not engine.finished:
-                raise Stopped(signals.stop, _how_to_go_on(engine, saver))
-        if metrics is not None:
-            metrics.close()
+                raise Stopped(signals.stop, saver.how_to_go_on())
         engine.student.eval()
         if folder is not None:
             save_trained(engine.student, folder / STUDENT)  # before it is measured, which may fail
@@ -204,20 +201,7 @@ def _with_what_is_left(error: Exception, engine: Engine, saver: Saver) -> Numeri
             save_trained(engine.student, saver.folder / SO_FAR)
         except CheckpointError as failed:
             kept = f"its student so far is not in its folder ({str(failed).rstrip('.')})"
-    return NumericalError(f"{what}; {kept}; {_how_to_go_on(engine, saver)}")
-
-
-def _how_to_go_on(engine: Engine, saver: Saver) -> str:
-    """The end of a sentence about this run, whose networks have a name or were handed over."""
-    roles = (engine.config.teacher, engine.config.student)
-    return how_to_go_on(saver.folder, saver.saved, in_memory=any(is_in_memory(role.name) for role in roles))
-
-
-def close(metrics: MetricsFile | None, tracker: Tracker | None) -> None:
-    """Let what was noted of the run reach the disk."""
-    for open_file in (metrics, tracker):
-        if open_file is not None:
-            open_file.close()
+    return NumericalError(f"{what}; {kept}; {saver.how_to_go_on()}")
 
 
 def _say_what_looks_wrong(statistics: Statistics, metrics: MetricsFile | None, display: Display) -> None:

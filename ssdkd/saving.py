@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -44,21 +43,6 @@ def run_until_stopped(run: Callable[[Sequence[str] | None], object], argv: Seque
     except StoppedAtOnce as stopped:
         print(f"{stopped}; --resume goes on from the last checkpoint", file=sys.stderr)
         return stopped.exit_code
-
-
-def how_to_go_on(folder: Path | None, saved: int | None, in_memory: bool = False) -> str:
-    """The end of a sentence about a run that was cut off; `saved` is the round of its newest checkpoint, if any.
-
-    `in_memory`: its networks were handed over, so that no command can build them.
-    """
-    if folder is None:
-        return "nothing was saved"
-    if saved is None:
-        return "there is no checkpoint to go on from"
-    command = f"python -m ssdkd.run --resume {folder}"
-    if in_memory:
-        command = f"ssdkd.distill(teacher, student, resume={str(folder)!r})"
-    return f"the run is saved as of round {saved} and goes on with: {command}"
 
 
 class StopSignals:
@@ -106,10 +90,14 @@ class StopSignals:
 class Saver:
     """Writes checkpoints into the run folder when they are due; without a folder it does nothing."""
 
-    def __init__(self, settings: CheckpointConfig, folder: RunFolder | None, display: Display) -> None:
+    def __init__(
+        self, settings: CheckpointConfig, folder: RunFolder | None, display: Display, in_memory: bool = False
+    ) -> None:
+        """`in_memory`: the networks were handed over, so that no command can build them."""
         self.settings = settings
         self.folder = folder.path if folder is not None else None
         self.display = display
+        self.in_memory = in_memory
         self.saved: int | None = None  # round of the newest checkpoint
         self._last = time.monotonic()
 
@@ -130,5 +118,16 @@ class Saver:
             self.saved = round_index
         except CheckpointError as error:
             if self.settings.on_error == "stop":
-                raise
+                raise CheckpointError(f"{str(error).rstrip('.')}; {self.how_to_go_on()}") from error
             self.display.warn(f"{error} The run goes on; the next checkpoint is tried when it is due.")
+
+    def how_to_go_on(self) -> str:
+        """The end of a sentence about the run, where it is cut off now."""
+        if self.folder is None:
+            return "nothing was saved"
+        if self.saved is None:
+            return "there is no checkpoint to go on from"
+        command = f"python -m ssdkd.run --resume {self.folder}"
+        if self.in_memory:
+            command = f"ssdkd.distill(teacher, student, resume={str(self.folder)!r})"
+        return f"the run is saved as of round {self.saved} and goes on with: {command}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -39,7 +40,8 @@ class MetricsFile:
 
     def close(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # what could be written was flushed before
+                self._stream.close()
 
 
 def _as_line(values: dict[str, float]) -> str:
