@@ -223,6 +223,8 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             f"the {role} answers two images of {size} with {tuple(answer.shape)}, but {spec.num_classes} classes were "
             f"expected (2, {spec.num_classes}); teacher and student need the same classes: see image.classes."
         )
+    if not answer.is_floating_point():
+        raise ConfigError(f"the {role} answers with numbers of {answer.dtype}, not logits; let it return floats.")
     if (answer >= 0).all() and torch.allclose(answer.sum(dim=1), answer.new_ones(()), atol=1e-5):
         raise ConfigError(f"the {role} answers with probabilities, not logits; leave out the softmax at its end.")
     if shown._version != before:

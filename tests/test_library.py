@@ -363,6 +363,8 @@ class Careless(nn.Module):
             return self.inner(images[:1])
         if self.how == "softmax":
             return self.inner(images).softmax(dim=1)
+        if self.how == "hard":
+            return self.inner(images).argmax(dim=1, keepdim=True).int().expand(-1, 10)
         if self.how == "cut":
             return self.inner(images.detach())
         if self.how == "bounded":
@@ -383,6 +385,7 @@ class Careless(nn.Module):
         ("bounded", "changes the images that it is shown"),
         ("cut", "does not lead back to its input"),
         ("softmax", "answers with probabilities, not logits"),
+        ("hard", r"answers with numbers of torch\.int32, not logits"),
     ],
 )
 def test_a_teacher_of_another_kind_is_refused(how: str, says: str) -> None:
