@@ -54,7 +54,8 @@ DEFAULT = Path(__file__).parent / "policies" / "default.safetensors"
 CLIP = 10.0  # bound on normalised observations, as in VecNormalize
 MOST_LAYERS, WIDEST = 6, 1024
 _FORMAT = "1"
-_IMPORTED = re.compile(rf"{EVOLUTION}|(stable_baselines3|sb3_contrib):[A-Za-z0-9]+")  # whoever wrote the file
+# what is imported whoever wrote the file
+_IMPORTED = re.compile(rf"{re.escape(EVOLUTION)}|(stable_baselines3|sb3_contrib):[A-Za-z0-9]+")
 
 
 @dataclass

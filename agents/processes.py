@@ -35,7 +35,7 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             ) from error
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                for process in workers._processes.values():
+                for process in list(workers._processes.values()):
                     process.kill()
             workers.shutdown(wait=False, cancel_futures=True)  # else it would first do all that it was given
             raise

@@ -209,6 +209,7 @@ def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | Non
         ({"net_arch": [8, 9]}, None, "expected"),
         ({"activation": "eval"}, None, "activation"),
         ({"algorithm": "os:system"}, None, "import"),
+        ({"algorithm": "agents_evolution:Evolution"}, None, "would have to be imported"),
         ({"algorithm": "stable_baselines3:DQN"}, None, "cannot be used: "),
         ({"algorithm": "stable_baselines3:HER"}, None, "cannot be used: algorithm: stable_baselines3:HER"),
         ({"algorithm": 3}, None, "algorithm"),
