@@ -22,13 +22,13 @@ from ssdkd.build import has_evaluation
 from ssdkd.errors import ConfigError, Parser, run_command
 
 
-def one(options: list[str], seed: int) -> dict[str, Any]:
-    """Run the command with `seed` and return its summary."""
-    with tempfile.TemporaryDirectory() as out:
-        command.start(["--seed", str(seed), "--quiet", *options, "--out", out])
-        (summary,) = Path(out).glob("*/summary.json")
-        read: dict[str, Any] = json.loads(summary.read_text())
-        return read
+def one(options: list[str], root: str, seed: int) -> dict[str, Any]:
+    """Run the command with `seed` in a folder of its own below `root`, and return its summary."""
+    out = Path(root, str(seed))
+    command.start(["--seed", str(seed), "--quiet", *options, "--out", str(out)])
+    (summary,) = out.glob("*/summary.json")
+    read: dict[str, Any] = json.loads(summary.read_text())
+    return read
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -49,9 +49,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("without an evaluation set there is no gap to tell: give --dataset and --data-root.")
     head = f"{'seed':>4} {'teacher':>8} {'student':>8} {'gap':>6} {'kept':>6} {'made':>7} {'fewer':>6} {'seconds':>8}"
     gaps: list[float] = []
-    with pool(known.jobs) as workers:
+    # made here, for Ctrl-C leaves workers no time to remove one
+    with tempfile.TemporaryDirectory() as root, pool(known.jobs) as workers:
         seeds = range(known.first, known.first + known.seeds)
-        for seed, s in zip(seeds, workers.map(partial(one, options), seeds), strict=True):
+        for seed, s in zip(seeds, workers.map(partial(one, options, root), seeds), strict=True):
             if not gaps:  # not before, for what the options name may be none that a run can have
                 print(head)
             gaps.append(s["teacher_accuracy"] - s["student_accuracy"])
@@ -65,4 +66,4 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(run, None))
+    sys.exit(run_command(run, None, stopped="stopped."))

@@ -150,7 +150,8 @@ def test_a_mean_policy_is_refused_a_folder_in_place_of_its_file(
 
 def test_runs_in_a_folder_of_their_own_stay_there(tmp_path: Path) -> None:
     elsewhere = ["--out", str(tmp_path / "elsewhere")]
-    assert default_run.one([*SMALL, *elsewhere], seed=0)["student_accuracy"] > 0
+    assert default_run.one([*SMALL, *elsewhere], str(tmp_path / "root"), seed=0)["student_accuracy"] > 0
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["0"]
     assert kill_test.command(tmp_path, elsewhere)[-2:] == ["--out", str(tmp_path)]
     assert not (tmp_path / "elsewhere").exists()
 
