@@ -145,9 +145,8 @@ class Training:
     def __init__(self, config: TrainConfig, tasks: Sequence[Task], base: str) -> None:
         self.config = config
         self.family = digest_of(config.family)  # as it is when its tasks are read
-        self.observations, self.actions = config.observed(), config.acted()
         discount = checked(config.algorithm, config.arguments).get("gamma", 0.99)
-        make = _environment(base, list(tasks), config, self.observations, self.actions)
+        make = _environment(base, list(tasks), config)
         several = config.processes and config.environments > 1
         vector: Any = (
             SubprocVecEnv([make] * config.environments, start_method="spawn")
@@ -211,16 +210,14 @@ class Training:
         np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
 
 
-def _environment(
-    base: str, tasks: list[Task], config: TrainConfig, observations: list[str], actions: list[str]
-) -> Callable[[], Pausable]:
+def _environment(base: str, tasks: list[Task], config: TrainConfig) -> Callable[[], Pausable]:
     def make() -> Pausable:
         apart = multiprocessing.parent_process() is not None
         if apart:
             torch.set_num_threads(1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
         env = SampleSelectionEnv(base, tasks=tasks, reward=config.reward, warm_starts=config.warm_starts)
-        return (Apart if apart else Pausable)(Selected(env, observations, actions))
+        return (Apart if apart else Pausable)(Selected(env, config.observed(), config.acted()))
 
     return make
 
