@@ -25,7 +25,7 @@ from envs import SampleSelectionEnv
 from envs.rewards import log_kl
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.config import option, parse_command_line
-from ssdkd.errors import ConfigError, run_command
+from ssdkd.errors import ConfigError, first_line, run_command
 from ssdkd.files import require_writable, write_result
 
 FIXED = ("uniform", "random", "ssdkd")
@@ -143,8 +143,7 @@ def schedule(text: str) -> SchedulePolicy:
         ends = [{k: float(v[at] if isinstance(v, list) else v) for k, v in values.items()} for at in (0, -1)]
         start, end = (Coefficients(**values) for values in ends)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, IndexError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"policies: {text[:80]!r} are not coefficients ({first}).") from error
+        raise ConfigError(f"policies: {text[:80]!r} are not coefficients ({first_line(error)}).") from error
     outside = next((r for r in RANGES for c in (start, end) if not r.low <= getattr(c, r.name) <= r.high), None)
     if outside is not None:
         raise ConfigError(f"policies: {outside.name} of {text[:80]!r} is outside {outside.low:g} .. {outside.high:g}.")

@@ -45,7 +45,7 @@ from agents.learning import ACTIVATIONS, ALGORITHMS, algorithm_class, columns_of
 from envs.rewards import REWARDS
 from envs.spaces import ENTRIES
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import CheckpointError, first_line
+from ssdkd.errors import CheckpointError, first_line, in_short
 from ssdkd.files import expanded, read_safetensors, write_safetensors
 from ssdkd.models import fingerprint
 
@@ -219,8 +219,7 @@ def load_policy(path: str | Path | None = None, *, trust: bool = False) -> Learn
     try:
         return _assembled(tensors, _description_in(metadata["ssdkd.policy"], trust))
     except Exception as error:  # whatever the algorithm's policy makes of the description
-        text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        raise CheckpointError(f"policy {path} cannot be used: {text}.") from error
+        raise CheckpointError(f"policy {path} cannot be used: {in_short(error)}.") from error
 
 
 def _refuse(what: str) -> NoReturn:
@@ -365,8 +364,8 @@ def _load_zip(path: Path, trust: bool) -> LearnedPolicy:
         if type(model.policy) is not kind:
             _refuse(f"its network is a {type(model.policy).__name__}, theirs a {kind.__name__}")
     except Exception as error:  # whatever the code in the file does
-        text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise CheckpointError(f"policy {path} is not a readable .zip of {', '.join(_MARKS)}: {text}.") from error
+        told = f"policy {path} is not a readable .zip of {', '.join(_MARKS)}"
+        raise CheckpointError(f"{told}: {in_short(error)}.") from error
     seen, acts = model.observation_space.shape, model.action_space.shape
     if seen != (len(ENTRIES),) or acts != (len(RANGES),):
         raise CheckpointError(

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdkd.errors import DataError
+from ssdkd.errors import DataError, in_short
 from ssdkd.files import expanded
 
 MAX_BYTES = 4 * 2**30  # the most that one array read here may take in memory
@@ -228,11 +228,6 @@ def _unreadable(name: str, error: OSError) -> DataError:
     return DataError(f"{name}: cannot read {error.filename or 'its files'}: {error.strerror or error}")
 
 
-def _reason(error: Exception) -> str:
-    """What a library said, as part of one sentence: it may quote whole lines of a damaged file."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
 def _find_file(name: str, folders: Sequence[Path], file_names: Sequence[str]) -> Path:
     for folder in folders:
         for file_name in file_names:
@@ -328,7 +323,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             _refuse_too_large(path, promised)
             body = _read_up_to(stream, promised + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is a damaged gzip file ({_reason(error)}): copy it again") from error
+        raise DataError(f"{path} is a damaged gzip file ({in_short(error)}): copy it again") from error
     if len(body) != promised:
         one = max(1, math.prod(shape[1:]))
         held = "more" if len(body) > promised else f"{len(body) // one} ({len(body)} bytes)"
@@ -488,7 +483,7 @@ def _read_cifar(
             images, labels = _array_of(batch["data"]), _array_of(batch[label_key])
         except Exception as error:  # records hold whatever the file put there
             raise DataError(
-                f"{path} is damaged: its arrays cannot be read ({_reason(error)}): copy it again"
+                f"{path} is damaged: its arrays cannot be read ({in_short(error)}): copy it again"
             ) from error
         if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != pixels or labels.ndim != 1:
             raise DataError(
@@ -603,9 +598,11 @@ def _open_picture(path: Path, size: tuple[int, int] | None = None, channels: int
     except DataError:
         raise
     except (pil.DecompressionBombWarning, pil.DecompressionBombError) as error:
-        raise DataError(f"{path} claims an absurd size ({_reason(error)}): remove it or make it smaller") from error
+        raise DataError(f"{path} claims an absurd size ({in_short(error)}): remove it or make it smaller") from error
     except Exception as error:  # a damaged picture can fail in any way
-        raise DataError(f"{path} is not a readable png, jpg or bmp ({_reason(error)}): remove or replace it") from error
+        raise DataError(
+            f"{path} is not a readable png, jpg or bmp ({in_short(error)}): remove or replace it"
+        ) from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -667,7 +664,7 @@ def _npz_names(path: Path) -> set[str]:
     except OSError:
         raise
     except Exception as error:  # a damaged archive can fail in any way
-        raise DataError(f"{path} is not an npz file ({_reason(error)}): write it with numpy.savez") from error
+        raise DataError(f"{path} is not an npz file ({in_short(error)}): write it with numpy.savez") from error
 
 
 def _npz_arrays(path: Path, names: Sequence[str], *, values: bool = True) -> list[np.ndarray]:
@@ -694,7 +691,7 @@ def _npz_arrays(path: Path, names: Sequence[str], *, values: bool = True) -> lis
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged archive can fail in any way
-        raise DataError(f"{path} is damaged ({_reason(error)}): copy it again") from error
+        raise DataError(f"{path} is damaged ({in_short(error)}): copy it again") from error
 
 
 def _read_npy(where: str, stream: IO[bytes], size: int, values: bool) -> np.ndarray:

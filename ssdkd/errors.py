@@ -54,6 +54,11 @@ def first_line(error: BaseException) -> str:
     return (lines[0][:300] if lines else type(error).__name__).rstrip(".:")
 
 
+def in_short(error: BaseException) -> str:
+    """All of what an error says, or else its kind, as a part of a sentence: it may quote from a file, whole lines."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
 def in_one_line(error: BaseException) -> str:
     """The kind of error and the first line of its message."""
     kind = type(error).__name__

@@ -32,7 +32,7 @@ from typing import BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
-from ssdkd.errors import CheckpointError, ConfigError
+from ssdkd.errors import CheckpointError, ConfigError, in_short
 
 MOST_HEADER_BYTES = 32 * 2**20  # parsed, a header takes up to thirty times its size
 _MOST_DIMENSIONS = 64
@@ -287,7 +287,7 @@ def _read_open(
         ends = [entry.end for entry in entries.values()]
     except ValueError as error:
         raise CheckpointError(
-            f"{kind} {path} is not a valid safetensors file ({_short(error)}): copy or save it again."
+            f"{kind} {path} is not a valid safetensors file ({in_short(error)}): copy or save it again."
         ) from error
     promised, held = max(ends, default=0), size - 8 - length
     if promised != held:
@@ -344,7 +344,7 @@ def _header_in(raw: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
     try:
         header = json.loads(raw.decode("utf-8"), parse_int=_size_in, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no readable safetensors header: {_short(error)}") from error
+        raise ValueError(f"no readable safetensors header: {in_short(error)}") from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("no readable safetensors header: it is not a table of tensors and texts")
@@ -388,8 +388,3 @@ def _fill(file: BinaryIO, content: memoryview) -> int:
             break
         position += count
     return position
-
-
-def _short(error: Exception) -> str:
-    """An error as part of a sentence: it may quote from the file, which may hold anything."""
-    return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
