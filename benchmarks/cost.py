@@ -122,7 +122,7 @@ def show(axis: str, row: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks.cost", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--axes", default=",".join(AXES), help="what grows; comma-separated, '' for none")
     parser.add_argument("--rounds", type=int, default=3, help="rounds timed in each case")
     parser.add_argument("--job", help="a ready-made job to run whole, for its peak memory")

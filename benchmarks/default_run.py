@@ -36,7 +36,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.default_run",
         description="The default job on several seeds.",
         epilog="Any other option goes to every run, as those of ssdkd.run.",
-        allow_abbrev=False,
     )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from the first on")

@@ -300,9 +300,7 @@ def charts(curves: dict[str, dict[str, list[float]]]) -> list[Chart]:
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = Parser(
-        prog="python -m benchmarks.field", description="Accuracy over wall time, side by side.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.field", description="Accuracy over wall time, side by side.")
     parser.add_argument("--size", default="cifar10", choices=SIZES, help="teacher, student and lengths")
     parser.add_argument("--methods", help="which of them, comma-separated; all without")
     parser.add_argument("--teacher", help="weights; without, a teacher is trained first")

@@ -269,7 +269,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.kill_test",
         description="Kill runs, resume them, compare the students.",
         epilog="Any other option goes to every run, as those of ssdkd.run.",
-        allow_abbrev=False,
     )
     parser.add_argument("--kills", type=int, default=50, help="kills over all runs (default: 50)")
     parser.add_argument("--kills-per-run", type=int, default=5, help="so often each run is killed (default: 5)")

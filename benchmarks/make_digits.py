@@ -60,9 +60,7 @@ def share_right(teacher: nn.Module, test: LabelledImages) -> float:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m benchmarks.make_digits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.make_digits", description=__doc__)
     what = "where to; files of before are overwritten"
     parser.add_argument("--out", type=expanded, required=True, metavar="FOLDER", help=what)
     out = parser.parse_args(argv).out

@@ -46,9 +46,7 @@ def trained_on_real(job: RunConfig, count: int | None, seed: int) -> float:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m benchmarks.real_digits", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.real_digits", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="how many, from 0 on")
     given = parser.parse_args(argv)
     require_at_least(given, seeds=1)

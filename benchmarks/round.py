@@ -369,9 +369,7 @@ def show_replay(row: dict[str, Any], student_step: float | None) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m benchmarks.round", description="A round of the engine against its floor.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.round", description="A round of the engine against its floor.")
     parser.add_argument("--tasks", default=",".join(TASKS), help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")

@@ -228,7 +228,7 @@ def turn(text: str) -> tuple[str, float]:
 
 
 def run(argv: Sequence[str] | None = None) -> list[Pair]:
-    parser = Parser(prog="python -m benchmarks.screen", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.screen", description=__doc__)
     parser.add_argument("--policy", default="learned", help="learned, a fixed policy, coefficients or a policy's file")
     parser.add_argument("--family", default="family", help="config of the tasks")
     parser.add_argument("--teachers-root", help="folder of the family's teachers")

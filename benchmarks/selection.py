@@ -670,7 +670,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         prog="python -m benchmarks.selection",
         description="Compare policies at equal compute.",
         epilog="Any other option goes to every run, as those of ssdkd.run.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--out", type=expanded, default="runs/selection", help="folder of all the run folders (%(default)s)"

@@ -95,7 +95,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.soak",
         description="A long run on digits, its memory watched.",
         epilog="Any other option goes to the run, as those of ssdkd.run.",
-        allow_abbrev=False,
     )
     parser.add_argument("--rounds", type=int, default=2000, help="(default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")

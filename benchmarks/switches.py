@@ -93,9 +93,7 @@ def show(row: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m benchmarks.switches", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.switches", description=__doc__)
     parser.add_argument("--tasks", default="cifar10,mnist", help="which of digits, mnist, cifar10; comma-separated")
     parser.add_argument("--mnist-teacher", help="weights of LeNet-5; random without")
     parser.add_argument("--cifar-teacher", help="weights of WRN-16-2; random without")

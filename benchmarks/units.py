@@ -56,7 +56,7 @@ def ratios(config: RunConfig, rounds: int) -> tuple[float, list[float]]:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks.units", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.units", description=__doc__)
     parser.add_argument("--tasks", nargs="*", default=["digits", "held-out"], help="as of benchmarks.selection")
     parser.add_argument("--family", type=int, default=40, help="tasks to draw from the family that policies train on")
     parser.add_argument("--teachers-root", help="folder of the family's teachers (benchmarks.make_family)")

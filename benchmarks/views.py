@@ -114,7 +114,7 @@ def show_accuracy(rows: list[dict[str, Any]]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks.views", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.views", description=__doc__)
     parser.add_argument("--task", default="cifar10", choices=TASKS, help="a ready-made job")
     parser.add_argument("--teacher", help="its teacher's weights; without them random, and no accuracy")
     parser.add_argument("--data-root", help="where its evaluation set lies; without it no accuracy")

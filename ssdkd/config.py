@@ -405,7 +405,7 @@ def _parser(
     schema: type[Any], prog: str, description: str, extra: Sequence[tuple[str, str, Any]], usual: str | None
 ) -> argparse.ArgumentParser:
     usage = f"{prog} [--config NAME_OR_FILE] [--KEY VALUE ...]"
-    parser = _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, usage=usage, description=description)
     config = "a ready-made config by name, or a YAML file"
     if usual is not None:
         config += f" (default: {usual}, whose values go before the defaults below)".replace("%", "%%")

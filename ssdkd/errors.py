@@ -34,7 +34,11 @@ class NumericalError(SsdkdError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Its refusals are sentences like all others."""
+    """Its refusals are sentences like all others, and an option has one name."""
+
+    def __init__(self, prog: str, description: str | None = None, **more: Any) -> None:
+        """Of `description`, such as a module's own, the first line is shown."""
+        super().__init__(prog, description=(description or "").partition("\n")[0], allow_abbrev=False, **more)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         args = list(sys.argv[1:] if args is None else args)

@@ -354,7 +354,7 @@ def read_command_line(argv: Sequence[str] | None) -> tuple[RunConfig, argparse.N
 
 def _default_config(argv: Sequence[str] | None) -> str | None:
     """The digits job; that of a run to go on with; none for one's own teacher, whom no such settings would suit."""
-    peek = Parser(prog=PROG, add_help=False, allow_abbrev=False)
+    peek = Parser(prog=PROG, add_help=False)
     for flag in ("--resume", "--teacher.name"):
         peek.add_argument(flag)
     given = vars(peek.parse_known_args(argv)[0])

@@ -43,6 +43,7 @@ WRONG: list[tuple[Any, str, str]] = [
     (learning_curve, "a=. --out curve.png", ". holds no curves of a training"),
     (learning_curve, "foo --out curve.png", "expected NAME=FOLDER, got 'foo'."),
     (learning_curve, "a=. --smooth 0 --out curve.png", "--smooth: at least 1."),
+    (learning_curve, "a=. --smoo 3 --out curve.png", "unrecognized arguments: --smoo 3"),
     (make_family, "--processes 0 --out family", "--processes: at least 1."),
     (overhead, "--rounds 1 --threads 1 --inversion.warmup 1", "rounds: 1 played tell nothing"),
     (rounds, "--tasks digits --repetitions 0", "--repetitions: at least 1."),
