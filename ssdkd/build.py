@@ -201,8 +201,7 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
     before = shown._version
     try:
         network.eval()
-        if any(map(is_lazy, network.parameters())):  # which know their shapes after a first look
-            network(grey.detach())
+        take_shape(network, spec)
         network.to(memory_format=layout)  # type: ignore[call-overload]
         with torch.set_grad_enabled(role == "teacher"):
             answer = network(shown)
@@ -237,6 +236,13 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             "the teacher's answer does not lead back to its input, by which images are searched for: its forward "
             "detaches it, or is under no_grad or inference_mode; take that out."
         )
+
+
+def take_shape(network: nn.Module, spec: ImageSpec) -> None:
+    """Give layers that are to know their shapes after a first look that look."""
+    parameter = next(network.parameters(), None)
+    if parameter is not None and any(map(is_lazy, network.parameters())):
+        network(torch.full((2, *spec.shape), 0.5, device=parameter.device))
 
 
 def _leads_back(answer: torch.Tensor, images: torch.Tensor) -> bool:

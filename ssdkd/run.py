@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssdkd.build import build_engine, is_in_memory, name_in_memory
+from ssdkd.build import build_engine, image_spec, is_in_memory, name_in_memory, take_shape
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.data import says_normalisation
@@ -79,10 +79,12 @@ def distill(
         if options or out is not None:
             raise ConfigError("distill(resume=...) goes on with the options of that run; leave out all others.")
         from_folder = RunFolder.existing(resume)
-        if from_folder.is_finished:
-            load_weights(student, from_folder / STUDENT)
-            return Result(student.eval(), from_folder.read_json(SUMMARY), folder=from_folder.path)
         config = build(RunConfig, [read_yaml(str(from_folder / CONFIG))])
+        if from_folder.is_finished:
+            with apart_from_caller(), torch.random.fork_rng(devices=[]):
+                take_shape(student.eval(), image_spec(config))
+                load_weights(student, from_folder / STUDENT)
+            return Result(student, from_folder.read_json(SUMMARY), folder=from_folder.path)
     else:
         budget = {} if "minutes" in options else {"rounds": 100}
         if isinstance(options.get("device"), torch.device):

@@ -398,12 +398,16 @@ def test_a_teacher_may_hold_more_than_tensors() -> None:
     assert result.summary["teacher_accuracy"] > 95
 
 
-def test_networks_whose_layers_are_made_by_the_first_image_are_taken() -> None:
+def test_networks_whose_layers_are_made_by_the_first_image_are_taken(tmp_path: Path) -> None:
     def lazy() -> nn.Module:
         return nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
 
-    result = ssdkd.distill(lazy(), lazy(), dataset="digits", **SMALL)
+    result = ssdkd.distill(lazy(), lazy(), dataset="digits", out=str(tmp_path), **SMALL)
     assert result.summary["student_parameters"] == 40 + 10 * (4 * 36 + 1)
+    drawn = torch.random.get_rng_state()
+    again = ssdkd.distill(lazy(), lazy(), resume=result.folder)  # it is finished
+    assert same(weights(again.student), weights(result.student))
+    assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
 class Ungraded(nn.Module):
