@@ -156,7 +156,7 @@ def _refused_for(path: str | os.PathLike[str], option: str) -> Iterator[Path]:
 
 def temporary_files(folder: Path, pattern: str) -> list[Path]:
     """What writes of files named like `pattern`, cut off before their end, left in `folder`."""
-    return list(folder.glob(f".{pattern}.*.tmp"))
+    return list(folder.glob(f".{pattern}.{8 * '[0-9a-f]'}.tmp"))  # else it is somebody else's
 
 
 def _draft_of(path: Path) -> Path:

@@ -207,9 +207,10 @@ def test_a_run_killed_at_any_instant_goes_on_to_the_identical_end(
     argv = [sys.executable, "-m", "ssdkd.run", *command(tmp_path, "--quiet")]
     assert subprocess.run(argv, env=variables, timeout=120, check=False).returncode == -signal.SIGKILL
     folder = only_folder(tmp_path)
+    (folder / ".notes.of.mine.tmp").touch()
     assert main(["--resume", str(folder), "--quiet"]) == 0
     assert_as_if_nothing_had_happened(folder, uninterrupted)
-    assert not list(folder.rglob("*.tmp")), "no leftovers"
+    assert [path.name for path in folder.rglob("*.tmp")] == [".notes.of.mine.tmp"], "no leftovers, but what is not ours"
 
 
 def interrupted(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str, round_index: int = 5) -> Path:
