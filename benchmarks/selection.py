@@ -342,9 +342,10 @@ def play(job: Job, root: Path) -> Outcome:
         _refuse_another(job, folder)
         return read(job, folder)
     if folder.path.exists():
-        if not (folder / MARK).is_file():
-            raise ConfigError(f"{folder.path} is in the way and is no run of this benchmark; choose another --out.")
         with folder.claimed():  # unless another command is at it
+            is_empty = folder.path.is_dir() and not any(folder.path.iterdir())  # cut off before it had its mark
+            if not is_empty and not (folder / MARK).is_file():
+                raise ConfigError(f"{folder.path} is in the way and is no run of this benchmark; choose another --out.")
             shutil.rmtree(folder.path)  # a run that was cut off
     policy: Any
     if job.rule.lstrip().startswith("{"):

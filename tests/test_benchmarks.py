@@ -385,9 +385,12 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.
     mine = tmp_path / "digits-ssdkd-seed0" / "thesis.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
-    assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 2
+    words = ["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]
+    assert selection.main(words) == 2
     assert "in the way" in capsys.readouterr().err
     assert mine.read_text() == "mine"
+    mine.rename(mine.parent / f".{selection.MARK}.0123abcd.tmp")  # of a run that was killed as it began
+    assert selection.main(words) == 0
 
 
 class Linear:
