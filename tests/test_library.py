@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -139,6 +140,7 @@ def test_a_stopped_call_is_gone_on_with(
             ssdkd.distill(digits_teacher(), a_student(), dataset="digits", out=str(tmp_path), **SMALL)
     (folder,) = tmp_path.iterdir()
     assert str(stopped.value).endswith(f"goes on with: ssdkd.distill(teacher, student, resume={str(folder)!r})")
+    assert not [file for file in psutil.Process().open_files() if file.path.startswith(str(folder))]
     assert main(["--resume", str(folder)]) == 2
     assert "go on with ssdkd.distill(teacher, student, resume=RUN)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="leave out all others"):
