@@ -363,7 +363,7 @@ def read_yaml(name_or_file: str) -> tuple[dict[str, Any], str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
-        said = getattr(error, "problem", None) or first_line(error)
+        said = (getattr(error, "problem", None) or first_line(error))[:300]  # it may quote a tag of any length
         raise ConfigError(f"{path}{line} cannot be read as YAML: {said}.") from error
     if values is None:
         values = {}

@@ -196,13 +196,18 @@ def test_python_in_yaml_is_refused_and_does_not_run(tmp_path: Path, value: str) 
     assert not target.exists()
 
 
-@pytest.mark.parametrize("data", [b"seed: [1", b"\tseed: 1", b"\xff\xfe\x00", b"seed: 1\n  x: 2", b"a: &b [*c]"])
+@pytest.mark.parametrize(
+    "data",
+    [b"seed: [1", b"\tseed: 1", b"\xff\xfe\x00", b"seed: 1\n  x: 2", b"a: &b [*c]", b"a: !" + b"9" * 5000],
+    ids=["list", "tab", "bytes", "indent", "alias", "tag"],
+)
 def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "broken.yaml"
     file.write_bytes(data)
     message = refusal("--config", str(file))
     assert str(file) in message
     assert "cannot be read as YAML" in message
+    assert len(message) < 1000
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
