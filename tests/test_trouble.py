@@ -17,7 +17,17 @@ from ssdkd.distiller import Distiller
 from ssdkd.engine import Engine
 from ssdkd.errors import NumericalError
 from ssdkd.run import distill, main
-from ssdkd.trouble import MOST_TRIES, PATIENCE, Guard, all_finite
+from ssdkd.trouble import (
+    HEALED_AFTER,
+    LOWER_RATE,
+    MOST_TRIES,
+    PATIENCE,
+    Guard,
+    all_finite,
+    copied,
+    repaired,
+    trouble_in,
+)
 
 LONG = changed(rounds=12, inversion={"start": "generator"})
 
@@ -65,6 +75,105 @@ def test_what_holds_no_numbers_is_finite_on_the_device_that_is_asked_for() -> No
     assert all_finite({"remembered": None}, somewhere).device == somewhere
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_one_number_that_is_not_finite_is_found_among_many_at_any_depth(broken: float) -> None:
+    sound = {"lists": [torch.ones(2), (torch.zeros(3), None)], "none": torch.empty(0), "steps": torch.arange(3), "n": 1}
+    assert float(all_finite(sound, torch.device("cpu"))) == 1.0
+    assert float(all_finite({**sound, "deep": {"er": (torch.tensor([1.0, broken, 2.0]),)}}, torch.device("cpu"))) == 0.0
+
+
+def test_a_copied_state_is_of_the_same_shape_and_follows_no_later_change() -> None:
+    state = {"weights": torch.ones(2, requires_grad=True), "each": [(torch.ones(1), None)], "step": 3}
+    held = copied(state)
+    with torch.no_grad():
+        state["weights"].zero_()  # type: ignore[attr-defined]
+        state["each"][0][0].zero_()  # type: ignore[index]
+    assert held["weights"].tolist() == [1.0, 1.0]
+    assert not held["weights"].requires_grad
+    assert isinstance(held["each"][0], tuple)
+    assert (held["each"][0][0].item(), held["each"][0][1], held["step"]) == (1.0, None, 3)
+
+
+SOUND = {
+    **{"replay_loss": 1.0, "probe_kl": 1.0, "student_finite": 1.0, "generator_finite": 1.0, "term_loss": 2.0},
+    **{"candidates": 64.0, "candidates_broken": 0.0, "inverted": 32.0},
+    **{"candidate_pixel_spread": 30.0, "candidate_classes": 10.0, "target_share_max": 0.1},
+}
+OF_GENERATOR, OF_PIXELS = "lower inversion.generator_rate and inversion.meta_rate", "lower inversion.pixel_rate"
+ASIDE = "; the teacher's answer is not finite for 5 of 64 candidates"
+ALL_BROKEN = "no candidate was usable; the teacher's answer is not finite for 64 of 64 candidates"
+
+
+@pytest.mark.parametrize("start", ["generator", "pyramid"])
+@pytest.mark.parametrize(
+    ("facts", "part", "what", "advice"),
+    [
+        ({"replay_loss": math.nan}, "student", "replay_loss is nan", LOWER_RATE),
+        ({"probe_kl": math.inf}, "student", "probe_kl is inf", LOWER_RATE),
+        ({"student_finite": 0.0}, "student", "the student's weights are not finite", LOWER_RATE),
+        ({"term_loss": math.inf}, "generator", "the inversion loss is inf", None),
+        ({"term_loss": math.nan, "candidates_broken": 5.0}, "generator", f"the inversion loss is nan{ASIDE}", None),
+        ({"generator_finite": 0.0}, "generator", "the generator's weights are not finite", None),
+        ({"generator_finite": 0.0, "candidates_broken": 5.0}, "generator", f"weights are not finite{ASIDE}", None),
+        ({"candidates_broken": 64.0}, "generator", ALL_BROKEN, "look at the teacher and its input range"),
+        ({"candidate_pixel_spread": 0.4}, "generator", "collapsed: every candidate is the same image", None),
+        (
+            {"candidate_classes": 1.0, "target_share_max": 0.7},
+            "generator",
+            "candidate is of one class",
+            "terms.balance",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_of_its_part_with_what_helps(
+    facts: dict[str, float], part: str, what: str, advice: str | None, start: str
+) -> None:
+    (found,) = trouble_in(SOUND | facts, SOUND, start)
+    assert found.part == part
+    assert found.what.endswith(what)
+    assert (advice or {"generator": OF_GENERATOR, "pyramid": OF_PIXELS}[start]) in found.advice
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        ({}, {}),
+        ({"candidates_broken": 5.0}, {}),  # the others serve
+        ({"candidate_pixel_spread": 0.5}, {}),
+        ({"candidate_pixel_spread": 0.1}, {"candidate_pixel_spread": 0.4}),  # they have always been alike
+        ({"candidate_pixel_spread": 0.1, "inverted": 15.0}, {}),  # too few to tell
+        ({"candidate_classes": 1.0}, {"candidate_classes": 1.0}),
+        ({"candidate_classes": 1.0, "target_share_max": 0.75}, {}),  # hardly another class was asked for
+        ({"candidate_classes": 2.0}, {}),
+        ({"candidates": 0.0, "inverted": 0.0}, {}),
+    ],
+)
+def test_what_is_no_trouble(now: dict[str, float], before: dict[str, float]) -> None:
+    assert trouble_in(SOUND | now, SOUND | before) == []
+
+
+def test_nothing_has_collapsed_where_nothing_came_before_and_no_loss_is_no_trouble() -> None:
+    now = SOUND | {"candidate_pixel_spread": 0.1, "candidate_classes": 1.0}
+    del now["term_loss"]  # as in a round of textures alone
+    assert trouble_in(now, {}) == []
+
+
+@pytest.mark.parametrize("part", ["student", "generator"])
+def test_what_is_reported_after_going_back_is_of_where_it_went_back_to(part: str) -> None:
+    good = SOUND | {"replay_agreement": 0.9, "probe_agreement": 0.8}
+    bad = {"probe_kl": 7.0, "probe_agreement": 0.1, "candidate_pixel_spread": 0.1, "candidate_classes": 1.0}
+    now = good | bad | {"replay_loss": math.nan, "term_loss": math.inf, "term_new": math.nan, "round": 3.0}
+    reported, judged_by = repaired(now, good, {part})
+    of_student = good if part == "student" else now
+    assert (reported["probe_kl"], reported["probe_agreement"]) == (
+        of_student["probe_kl"],
+        of_student["probe_agreement"],
+    )
+    assert (reported["replay_loss"], reported["term_loss"], reported["term_new"]) == (1.0, 2.0, 0.0), "no NaN is told"
+    assert (reported["candidate_pixel_spread"], reported["round"]) == (0.1, 3.0), "but else what happened"
+    assert judged_by == reported | {"candidate_pixel_spread": 30.0, "candidate_classes": 10.0}
+
+
 # -- the student ------------------------------------------------------------------------------------------
 
 
@@ -110,6 +219,19 @@ def test_a_round_in_trouble_does_not_count_for_ever() -> None:
         for _ in range(100):
             guard.note_good_round()
     assert guard.rollbacks == 20
+
+
+def test_tries_count_anew_after_a_hundred_good_rounds_and_no_sooner() -> None:
+    guard = Guard()
+    assert [guard.note_trouble({"student"}) for _ in range(MOST_TRIES)] == [True] * MOST_TRIES
+    for _ in range(HEALED_AFTER - 1):
+        guard.note_good_round()
+    assert not guard.note_trouble({"student"}), "one good round too few"
+    for _ in range(HEALED_AFTER):
+        guard.note_good_round()
+    assert guard.note_trouble({"generator"})
+    assert (HEALED_AFTER, MOST_TRIES) == (100, 3)
+    assert guard.step == {"student": 0.5 ** (MOST_TRIES + 1), "generator": 0.5}, "steps stay as small as they are"
 
 
 def test_a_run_with_a_rollback_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
