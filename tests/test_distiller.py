@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssdkd.buffer import ReplayBuffer, Samples, random_views
 from ssdkd.distiller import Distiller, Replayed, default_bound, divergence, excess, make_optimizer
+from ssdkd.muon import Muon
 
 CLASSES, SIZE = 4, 6
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
@@ -105,6 +106,27 @@ def test_a_step_follows_the_gradient_of_the_weighted_loss() -> None:
     expected = torch.cat([(q - 0.05 * q.grad).detach().flatten() for q in reference.parameters()])
     assert torch.allclose(parameters(student), expected, atol=1e-6)
     assert outcome.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert not outcome.loss.requires_grad, "each round would hold the memory of its last step"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_error_of_the_student_itself_is_handed_on_at_once(compiled: bool) -> None:
+    """None of compiling, it is no reason to warn of that nor to try again."""
+    calls = []
+
+    class Fails(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            calls.append(inputs)
+            raise ValueError("not today")
+
+    student, buffer = Fails(3, 4), filled_buffer()
+    d = distiller(student)
+    if compiled:
+        d.forward = student.forward  # stands for a compiled form, which is another object
+    with pytest.raises(ValueError, match="not today"):
+        replayed(d, buffer, torch.arange(8)[None], torch.ones(1, 8), 0.1)
+    assert len(calls) == 1
 
 
 def test_a_sample_without_weight_teaches_nothing() -> None:
@@ -177,13 +199,13 @@ def test_agreement_is_the_share_of_images_on_which_both_name_the_same_class() ->
 
 
 def test_a_stored_view_comes_with_the_answer_that_was_stored_for_it() -> None:
-    buffer, d, generator = filled_buffer(views=3), distiller(linear_student()), random_from(2)
+    buffer, d, generator = filled_buffer(views=4), distiller(linear_student()), random_from(2)
     answers = {tuple(a): (i, v) for i, per in enumerate(buffer.logits.tolist()) for v, a in enumerate(per)}
     batch = torch.arange(16).repeat(8)
     ((inputs, logits),) = d.show_stored(buffer, batch[None], generator)
     found = [answers[tuple(a)] for a in logits.tolist()]
     assert [i for i, _ in found] == batch.tolist(), "the answer belongs to another image"
-    assert {v for _, v in found} == {0, 1, 2}
+    assert {v for _, v in found} == {0, 1, 2, 3}
     plain = torch.tensor([v == 0 for _, v in found])
     expected = d.to_inputs(buffer.images[batch].permute(0, 3, 1, 2))
     assert torch.equal(inputs[plain], expected[plain])
@@ -222,6 +244,27 @@ def hidden_student() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 6), nn.Tanh(), nn.Linear(6, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "momentum", "nesterov", "told"),
+    [
+        ("sgd", torch.optim.SGD, 0.8, True, {"momentum": 0.8, "nesterov": True}),
+        ("sgd", torch.optim.SGD, 0.8, False, {"momentum": 0.8, "nesterov": False}),
+        ("sgd", torch.optim.SGD, 0.0, True, {"momentum": 0.0, "nesterov": False}),  # PyTorch knows none without it
+        ("adam", torch.optim.Adam, 0.8, True, {"betas": (0.9, 0.999)}),
+        ("adamw", torch.optim.AdamW, 0.8, True, {"betas": (0.9, 0.999)}),
+        ("muon", Muon, 0.8, False, {"momentum": 0.8, "nesterov": False}),
+    ],
+)
+def test_an_optimiser_is_the_one_of_its_name_and_heeds_its_settings(
+    name: str, kind: type, momentum: float, nesterov: bool, told: dict[str, object]
+) -> None:
+    optimizer = make_optimizer(hidden_student(), name, 0.02, momentum, 3e-3, nesterov)
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["weight_decay"]) == (0.02, 3e-3)
+        assert {key: group[key] for key in told} == told
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon", "adam", "adamw"])
