@@ -501,6 +501,20 @@ def test_a_rate_is_paid_by_probe() -> None:
     assert budget_left(before, info["statistics"]) == pytest.approx(1.0 - rounds / 12.0)
 
 
+@pytest.mark.parametrize(
+    ("kl", "told"), [(0.5, 0.5), (0.0, 1e-8), (1e-9, 1e-8), (1e7, 1e6), (math.inf, 1e6), (math.nan, 1e6)]
+)
+def test_neither_perfection_nor_ruin_is_worth_infinitely_much(kl: float, told: float) -> None:
+    assert log_kl({"probe_kl": kl}) == math.log(told)
+
+
+def test_a_round_that_cost_next_to_nothing_is_paid_as_a_thousandth_of_one() -> None:
+    env = tiny_env(reward="probe")
+    env.reset(seed=1)
+    before, after = {"probe_kl": 2.0, "spent": 7.0}, {"probe_kl": 1.0, "spent": 7.0}
+    assert REWARDS["probe"](env.engine, before, after) == pytest.approx(1000.0 * math.log(2.0))
+
+
 def test_a_reward_of_ones_own_is_given_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_rewards.py").write_text(
         "def kept(engine, before, after):\n    return after['accepted']\n\nno = 3\n"
