@@ -51,6 +51,8 @@ def test_a_backward_pass_costs_two_forward_ones_or_one_for_the_input_alone() -> 
     assert found.learning(batch=5) == 5 * 3 * 3
     assert found.searching(images=5, steps=2) == 2 * 5 * (3 * 2 + 2 * 10 + 2 * 3)
     assert found.labelling(images=5, views=4) == 5 * (4 * 10 + 3)
+    starts = Costs(Work(0, 7), Work(0, 2), Work())
+    assert starts.labelling(images=5, views=4) == (4 * 7 + 2) * costs.STARTED, "each view is a batch of its own"
 
 
 def test_small_batches_of_small_networks_are_not_nearly_free() -> None:
