@@ -672,6 +672,16 @@ def test_a_small_student_of_images_from_a_pyramid_learns_by_muon(start: str, wid
     assert type(engine.distiller.optimizer) is kind
 
 
+def test_a_generator_that_is_told_to_keeps_to_the_pixels_of_the_teachers_normalisation() -> None:
+    engine = tiny_engine(changed(rounds=1, inversion={"output": "normalised"}))
+    told = engine.spec.normalisation(torch.device("cpu"))
+    base = engine.inverter.base  # type: ignore[attr-defined]
+    assert torch.equal(base.pixel_mean, told[0])
+    assert torch.equal(base.pixel_std, told[1])
+    assert drive(engine, Coefficients())[-1]["candidates"] == 32
+    assert tiny_engine().inverter.base.standardise is None  # type: ignore[attr-defined]
+
+
 def test_a_shift_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="shift"):
         drive(tiny_engine(changed(buffer={"shift": 8})), Coefficients())

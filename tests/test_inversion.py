@@ -28,7 +28,7 @@ from ssdkd.inversion import (
     register_term,
     textures,
 )
-from ssdkd.inversion.generators import to_bytes
+from ssdkd.inversion.generators import _Clip, to_bytes
 from ssdkd.inversion.textures import _smooth_field, random_textures
 from ssdkd.models import available_models, create_model, load_weights
 
@@ -305,6 +305,49 @@ def test_only_a_conditional_generator_heeds_the_target(conditional: bool) -> Non
     latents = torch.randn(2, 6, generator=random_from(0))
     a, b = generator(latents, torch.tensor([0, 0])), generator(latents, torch.tensor([3, 3]))
     assert torch.equal(a, b) != conditional
+
+
+@pytest.mark.parametrize(
+    ("size", "start"),
+    [((8, 8), (4, 4)), ((16, 16), (8, 8)), ((32, 32), (8, 8)), ((17, 30), (5, 8)), ((33, 9), (5, 2))],
+)
+def test_a_generator_starts_from_a_map_of_at_most_8_pixels(size: tuple[int, int], start: tuple[int, int]) -> None:
+    generator = ConvGenerator(6, (1, *size), num_classes=4, width=4)
+    assert generator.start == (8, *start)
+    assert generator(torch.randn(2, 6), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("size", [8, 28])
+@pytest.mark.parametrize("subpixel", [True, False])
+def test_no_convolution_runs_at_full_size_where_the_last_doubling_is_a_shuffle(size: int, subpixel: bool) -> None:
+    widths: list[int] = []
+    generator = ConvGenerator(6, (3, size, size), num_classes=4, width=4, subpixel=subpixel)
+    for layer in generator.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, seen, made: widths.append(made.shape[-1]))
+    images = generator(torch.randn(2, 6), torch.zeros(2, dtype=torch.int64))
+    assert images.shape == (2, 3, size, size)
+    assert max(widths) == (size // 2 if subpixel else size)
+    assert widths.count(size) == (0 if subpixel else 2)
+    assert len(widths) >= 2, "a generator of one doubling has a convolution beside the last too"
+
+
+def test_a_normalised_generator_makes_batches_of_the_statistics_that_it_is_told() -> None:
+    mean, std = torch.tensor([0.6, 0.3]).view(1, 2, 1, 1), torch.tensor([0.02, 0.05]).view(1, 2, 1, 1)
+    generator = ConvGenerator(6, (2, 12, 12), num_classes=4, width=4, pixels=(mean, std))
+    images = generator(torch.randn(32, 6, generator=random_from(0)), torch.zeros(32, dtype=torch.int64)).detach()
+    assert images.mean(dim=(0, 2, 3)) == pytest.approx(mean.flatten(), abs=2e-3)
+    assert images.std(dim=(0, 2, 3)) == pytest.approx(std.flatten(), rel=0.05)
+    assert not [name for name in generator.state_dict() if name.startswith("pixel_")], "they are the task's"
+
+
+def test_no_pixel_is_lost_for_good_by_clipping() -> None:
+    pixels = torch.tensor([-0.5, 0.0, 0.3, 1.0, 1.7], requires_grad=True)
+    clipped = _Clip.apply(pixels)
+    assert clipped.tolist() == pytest.approx([0.0, 0.0, 0.3, 1.0, 1.0])
+    (2.0 * clipped).sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.tolist() == pytest.approx([0.2, 2.0, 2.0, 2.0, 0.2])
 
 
 def test_bytes_are_the_nearest_to_the_pixels() -> None:
