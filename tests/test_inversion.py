@@ -484,6 +484,26 @@ def test_a_search_without_augmentation_looks_at_the_images_themselves(
         assert torch.allclose(scene.inputs, (scene.images - MEAN) / STD, atol=1e-6)
 
 
+@pytest.mark.parametrize(("change", "moves"), [({"shift": 1}, True), ({"flip": True}, False)])
+def test_a_search_may_move_without_mirroring_and_mirror_without_moving(
+    change: dict[str, Any], moves: bool, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, _ = looks(teacher, monkeypatch, **change)
+    plain = torch.cat([(scene.images.detach() - MEAN) / STD for scene in seen])
+    shown = torch.cat([scene.inputs.detach() for scene in seen])
+
+    def are(views: Tensor) -> Tensor:
+        return (shown - views).abs().amax(dim=(1, 2, 3)) < 1e-5
+
+    mirrored = are(plain.flip(3))
+    if moves:
+        assert are(plain).float().mean() == pytest.approx(1 / 9, abs=0.1)
+        assert not mirrored.any()
+    else:
+        assert (are(plain) ^ mirrored).all()
+        assert mirrored.float().mean() == pytest.approx(0.5, abs=0.2)
+
+
 def test_inversion_changes_neither_teacher_nor_student(teacher: nn.Module) -> None:
     student = seeded_model("convnet_small", seed=1)
     for parameter in student.parameters():

@@ -66,10 +66,7 @@ class Search:
         self.remembered: list[tuple[Tensor, Tensor]] | None = None
         self.pace = 1.0  # share of the rates of `settings`
         self.layout = torch.channels_last  # in which the teacher's inputs lie
-        used = {name for name, weight in settings.terms.items() if weight}
-        self._reads = {TERMS[name].reads for name in used}
-        if not observer.has_batch_norm:
-            self._reads.discard("statistics")
+        self._reads = {TERMS[name].reads for name, weight in settings.terms.items() if weight}
         self.reads_student = "student" in self._reads
 
     def invert(
