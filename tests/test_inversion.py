@@ -556,9 +556,11 @@ def test_terms_that_say_nothing_of_a_teacher_are_refused(term: str) -> None:
 
 def test_every_terms_last_value_is_reported(teacher: nn.Module) -> None:
     student = seeded_model("convnet_small")
-    _, values = inverter(teacher, steps=1).invert(TARGETS, student, 2.0)
-    weights = TERMS_FOR_DIGITS | {"adversarial": 2.0}
+    terms = {"batch_norm": 10.0, "one_hot": 0.5, "adversarial_l1": 0.25}
+    _, values = inverter(teacher, steps=1, terms=terms).invert(TARGETS, student, 4.0)
+    weights = terms | {"adversarial_l1": 1.0}
     assert set(values) == {"loss", *weights}
+    assert values["adversarial_l1"] < -0.1, "else its weight would not show"
     total = sum(weight * values[name].item() for name, weight in weights.items())
     assert values["loss"].item() == pytest.approx(total, rel=1e-5)
 
@@ -574,11 +576,13 @@ def test_a_teacher_without_batch_norm_is_inverted_by_the_terms_that_remain() -> 
     assert sum(course[-5:]) / 5 < values["loss"].item()
 
 
-def test_a_restored_inverter_goes_on_as_if_nothing_had_happened(teacher: nn.Module) -> None:
-    made_by = inverter(teacher)
+@pytest.mark.parametrize("memory", [0.9, 0.0])
+def test_a_restored_inverter_goes_on_as_if_nothing_had_happened(teacher: nn.Module, memory: float) -> None:
+    made_by = inverter(teacher, memory=memory)
     losses(made_by, 4)
+    assert (made_by.remembered is None) == (memory == 0.0), "what is not looked at is not kept"
     state, random = copy.deepcopy(made_by.state_dict()), made_by.random.get_state()
-    other = inverter(teacher, seed=9)
+    other = inverter(teacher, seed=9, memory=memory)
     other.load_state_dict(state)
     other.random.set_state(random)
     for _ in range(3):
@@ -605,6 +609,55 @@ def test_a_base_generator_takes_the_smaller_steps_that_it_is_told_to(teacher: nn
         losses(other, 1)
         moved = [(a - b).abs().max() for a, b in zip(other.base.parameters(), made_by.base.parameters(), strict=True)]
         assert torch.stack(moved).max().item() == pytest.approx(pace * 3e-3, rel=0.01), "Adam's first step is its rate"
+
+
+@pytest.mark.parametrize("pace", [1.0, 0.25])
+def test_the_copy_that_adapts_takes_the_smaller_steps_too(teacher: nn.Module, pace: float) -> None:
+    made_by = inverter(teacher, steps=1)
+    before = [p.detach().clone() for p in made_by.base.parameters()]
+    made_by.slow_down(pace)
+    losses(made_by, 1)
+    moved = [(a - b).abs().max() for a, b in zip(made_by.adapted.parameters(), before, strict=True)]
+    assert torch.stack(moved).max().item() == pytest.approx(pace * 3e-3, rel=0.01), "Adam's first step is its rate"
+
+
+def test_the_base_follows_the_summed_gradients_or_the_way_that_its_copy_went(teacher: nn.Module) -> None:
+    """What FOMAML and Reptile are: the one goes where the copy's gradients point, the other to where the copy is."""
+    for meta in ("fomaml", "reptile"):
+        made_by = inverter(teacher, steps=1, meta=meta)
+        before = [p.detach().clone() for p in made_by.base.parameters()]
+        losses(made_by, 1)
+        for begun, base, adapted in zip(before, made_by.base.parameters(), made_by.adapted.parameters(), strict=True):
+            assert base.grad is not None
+            assert torch.equal(base.grad, adapted.grad if meta == "fomaml" else begun - adapted)
+    made_by = inverter(teacher, steps=2)
+    losses(made_by, 1)
+    pairs = zip(made_by.base.parameters(), made_by.adapted.parameters(), strict=True)
+    assert not any(torch.equal(base.grad, adapted.grad) for base, adapted in pairs), "of all steps, not of the last"
+
+
+@pytest.mark.parametrize("kind", [TextureInverter, PyramidInverter, Inverter])
+def test_a_teacher_that_answers_nan_spoils_neither_generator_nor_images(kind: Any, teacher: nn.Module) -> None:
+    class Speechless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = teacher
+
+        def forward(self, images: Tensor) -> Tensor:
+            answer: Tensor = self.teacher(images)
+            return answer * math.nan
+
+    made_by = inverter(Speechless(), terms={"one_hot": 1.0})
+    if kind is Inverter:
+        losses(made_by, 2)
+        assert all(p.isfinite().all() for p in (*made_by.base.parameters(), *made_by.adapted.parameters()))
+        return
+    random, mean = random_from(0), torch.full((1, 1, 1, 1), 0.3)
+    search = kind((1, 8, 8), made_by.observer, mean, STD, made_by.settings, random, random, nullcontext())
+    again = random_from(0)
+    assert torch.equal(
+        search.invert(TARGETS, None, 0.0)[0], to_bytes(random_textures(32, (1, 8, 8), mean, STD, again, again))
+    )
 
 
 @pytest.mark.parametrize("kind", [TextureInverter, PyramidInverter])
