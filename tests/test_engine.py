@@ -134,6 +134,36 @@ def test_batches_are_doubled_or_halved_and_never_larger_than_the_buffer(factor: 
     assert tiny_engine().batch_of(factor) == images
 
 
+@pytest.mark.parametrize(("configured", "capacity", "images"), [(4, 80, 2), (2, 80, 2), (1, 80, 1), (32, 3, 3)])
+def test_no_batch_is_of_one_image_unless_told_so(configured: int, capacity: int, images: int) -> None:
+    """Of one image, batch norm has no statistics to learn from."""
+    engine = tiny_engine(changed(distillation={"batch": configured}, buffer={"capacity": capacity}))
+    assert engine.batch_of(0.25) == images
+
+
+def test_asking_the_teacher_anew_is_paid_for_in_each_step() -> None:
+    stored, anew = (tiny_engine(changed(buffer={"views": views})) for views in (3, 0))
+    teacher = anew.costs.teacher.on(32) / anew.costs.learning(32)
+    assert stored.round_cost(9) - stored.round_cost(8) == pytest.approx(1.0)
+    assert anew.round_cost(9) - anew.round_cost(8) == pytest.approx(1.0 + teacher)
+    assert anew.round_cost(0) < stored.round_cost(0), "one view is labelled, not three"
+
+
+def test_a_budget_in_minutes_is_spent_by_the_seconds_of_work() -> None:
+    engine = tiny_engine(changed(rounds=None, minutes=0.5))
+    assert (engine.budget_rounds, engine.budget) == (0, 0.0)
+    for seconds, progress in ((0.0, 0.0), (15.0, 0.5), (29.0, 29 / 30), (30.0, 1.0), (60.0, 1.0)):
+        engine.seconds = seconds
+        assert engine.progress == pytest.approx(progress)
+        assert engine.finished == (progress == 1.0)
+
+
+def test_a_budget_that_the_warm_up_takes_whole_is_refused() -> None:
+    engine = tiny_engine(changed(rounds=None, minutes=1e-4))
+    with pytest.raises(ConfigError, match=r"minutes: a budget of 0\.0001 leaves nothing to learn in.* give more"):
+        next(engine.loop())
+
+
 def test_other_batches_are_of_the_same_replays_and_cost_what_their_steps_cost() -> None:
     steps = changed(rounds=6, distillation={"batch": 16, "steps": 8})
     for factor, batch, count in ((0.5, 8, 16), (2.0, 32, 4)):
@@ -730,6 +760,15 @@ def test_blends_are_candidates_between_two_images_and_cost_a_look_of_the_teacher
     statistics = drive(blended, STEERED, rounds=2)[-1]
     assert statistics["candidates"] == 48
     assert blended.synthesized == (4 + 2 + 2) * 48
+
+
+def test_a_blend_is_of_a_quarter_to_three_quarters_of_either_image() -> None:
+    engine = tiny_engine(changed(buffer={"shift": 0, "capacity": 8}))
+    new, held = (torch.full((8, 8, 8, 1), level, dtype=torch.uint8) for level in (0, 200))
+    engine.buffer.images, engine.buffer.size = held, 8
+    shares = engine._blended(new, 2000)[:, 0, 0, 0] / 200.0
+    assert (shares.min().item(), shares.max().item()) == pytest.approx((0.25, 0.75), abs=0.01)
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_blend_of_one_image_with_itself_is_that_image() -> None:
