@@ -676,6 +676,56 @@ def test_a_search_from_textures_takes_the_smaller_steps_that_it_is_told_to(kind:
     assert torch.allclose((near - texture)[inside], 0.5 * (far - texture)[inside], atol=1.5), "but for rounding"
 
 
+def from_textures(kind: Any, teacher: nn.Module, **changes: Any) -> Any:
+    settings = replace(inverter(teacher).settings, **changes)
+    random = random_from(0)
+    return kind((1, 8, 8), Observer(teacher), MEAN, STD, settings, random, random, nullcontext())
+
+
+def test_a_step_on_pixels_is_alike_for_every_image_and_spreads_over_its_pixels(
+    teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steep(scene: Scene) -> Tensor:
+        """Of one pixel only, and of each image a thousand times as much as of the one before."""
+        return (scene.images[:, 0, 3, 3] * 10.0 ** torch.arange(-6, 6, 3)).sum()
+
+    monkeypatch.setitem(TERMS, "steep", TERMS["l2"])
+    register_term("steep")(steep)
+    search = from_textures(TextureInverter, teacher, steps=1, pixel_rate=0.05, terms={"steep": 1.0})
+    monkeypatch.setattr(search, "_textures", lambda count: torch.full((count, 1, 8, 8), 0.6))
+    images, values = search.invert(torch.arange(4), None, 0.0)
+    assert images[:, 3, 3, 0].tolist() == [round(255 * (0.6 - 2 * 0.05))] * 4, "twice the mean step, no further"
+    assert (images != 153).sum() == 4
+    assert values["loss"].item() == pytest.approx(values["steep"].item())
+
+
+@pytest.mark.parametrize("kind", [TextureInverter, PyramidInverter])
+def test_a_search_from_textures_remembers_the_statistics_of_its_batches(kind: Any, teacher: nn.Module) -> None:
+    search = from_textures(kind, teacher)
+    _, values = search.invert(TARGETS, None, 0.0)
+    assert set(values) == {"loss", "batch_norm", "one_hot"}
+    assert len(search.remembered) == len(search.observer.batch) > 0
+    assert not any(mean.requires_grad or variance.requires_grad for mean, variance in search.remembered)
+
+
+def test_a_search_on_a_pyramid_looks_up_to_two_pixels_past_its_images(
+    teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def watching(scene: Scene) -> Tensor:
+        seen.append(scene.images.detach())
+        return scene.inputs.square().mean()
+
+    monkeypatch.setitem(TERMS, "watching", TERMS["l2"])
+    register_term("watching")(watching)
+    search = from_textures(PyramidInverter, teacher, steps=300, pixel_rate=0.0, terms={"watching": 1.0})
+    monkeypatch.setattr(search, "_textures", lambda count: torch.arange(64.0).view(1, 1, 8, 8) / 64.0)
+    search.invert(torch.arange(1), None, 0.0)
+    corners = [divmod(int(images[0, 0, 4, 4] * 64.0), 8) for images in seen]
+    assert {(4 - row, 4 - column) for row, column in corners} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+
+
 def test_a_search_on_pixels_looks_at_none_that_cannot_be(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     edges: list[tuple[float, float]] = []
 
@@ -806,7 +856,7 @@ def test_a_pyramid_meets_the_statistics_and_the_classes_sooner_than_pixels_do(te
     assert (teacher(shown).argmax(dim=1) == targets).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 5, 7), (1, 3, 3)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 5, 7), (1, 14, 7), (1, 3, 3)])
 def test_a_pyramid_adds_nothing_at_first_and_fits_any_size(teacher: nn.Module, shape: tuple[int, int, int]) -> None:
     settings = InverterSettings(
         steps=1, latent=1, generator_rate=0.0, latent_rate=0.0, meta_rate=0.0, meta="fomaml", memory=0.0
