@@ -671,6 +671,35 @@ def test_terms_that_leave_nothing_to_search_for_are_refused(terms: dict[str, flo
 
 
 @pytest.mark.parametrize(
+    ("size", "batch_norm", "start", "steps"),
+    [
+        ((16, 16), True, "pyramid", 10),
+        ((16, 40), True, "pyramid", 10),
+        ((15, 40), True, "generator", 5),
+        ((40, 15), True, "generator", 5),
+        ((16, 16), False, "textures", 5),
+        ((8, 8), False, "textures", 5),
+    ],
+)
+def test_where_the_search_starts_follows_from_the_teacher_and_the_size_of_its_images(
+    size: tuple[int, int], batch_norm: bool, start: str, steps: int
+) -> None:
+    def network() -> nn.Module:
+        normalised = nn.BatchNorm2d(4) if batch_norm else nn.Identity()
+        return nn.Sequential(nn.Conv2d(1, 4, 3), normalised, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+    spec = dataclasses.replace(dataset_spec("digits"), height=size[0], width=size[1])
+    left_open = changed(inversion={"steps": None}, buffer={"shift": None})
+    engine = tiny_engine(left_open, spec=spec, teacher=network(), student=network())
+    assert (engine.starts_from, engine.inversion_steps) == (start, steps)
+    assert engine.shift == min(size) // 8
+    assert (engine.costs.generator.multiply_adds > 0) == (start == "generator"), "which the budget pays for"
+    with pytest.raises(ConfigError, match=f"out of sight; give at most {min(size) - 1}"):
+        tiny_engine(changed(buffer={"shift": min(size)}), spec=spec, teacher=network(), student=network())
+    assert tiny_engine(spec=spec, teacher=network(), student=network()).inversion_steps == 2, "what is given counts"
+
+
+@pytest.mark.parametrize(
     ("start", "usual"),
     [("generator", (20, 0.5, 0.0, 0.0)), ("textures", (3, 1.0, 0.0, 0.5)), ("pyramid", (3, 1.0, 1.0, 0.0))],
 )

@@ -868,6 +868,11 @@ def test_a_pyramid_adds_nothing_at_first_and_fits_any_size(teacher: nn.Module, s
     assert min(min(level.shape[2:]) for level in levels[1:] or levels) >= min(4, *shape[1:])
     textures = torch.rand(6, *shape)
     assert torch.equal(pyramid._image(textures, levels), textures)
+    levels = [torch.full_like(level, 0.05) for level in levels]
+    assert torch.allclose(pyramid._image(textures, levels), (textures + 0.05 * len(levels)).clamp(max=1.1))
+    for far, edge in ((9.0, 1.1), (-9.0, -0.1)):
+        levels[0].fill_(far)
+        assert (pyramid._image(textures, levels) == edge).all(), "no further past black and white"
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 6, 7), (16, 5), (3, 5, 2, 4, 4), (1, 5, 3, 3)])
