@@ -189,7 +189,9 @@ def test_a_loop_gives_statistics_for_the_warm_up_and_every_round() -> None:
     engine = tiny_engine()
     seen = drive(engine, Coefficients())
     assert [s["round"] for s in seen] == [0, 1, 2, 3, 4]
-    assert [s["synthesized"] for s in seen] == sorted(s["synthesized"] for s in seen)
+    assert [s["synthesized"] for s in seen] == [32 * (4 + 2 + n) for n in range(5)], (
+        "for the warm-up and the probe first"
+    )
     assert seen[0]["progress"] == 0
     assert all(set(s) == set(seen[1]) for s in seen[2:])
     assert all(torch.isfinite(torch.tensor(list(s.values()))).all() for s in seen)
@@ -201,6 +203,8 @@ def test_the_learning_rate_falls_with_the_budget() -> None:
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.02
+    engine.spent = engine.budget
+    assert engine.learning_rate_fraction(1.0) == pytest.approx(1e-3), "the last step teaches something too"
     steady = drive(tiny_engine(changed(distillation={"schedule": "constant"})), Coefficients())
     assert {s["learning_rate_fraction"] for s in steady} == {1.0}
 
@@ -426,13 +430,14 @@ def test_a_run_leaves_the_teacher_as_it_was() -> None:
     assert not engine.teacher.training
 
 
-def test_making_samples_leaves_the_student_as_it_was() -> None:
-    engine = tiny_engine()
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_making_samples_leaves_the_student_as_it_was(average: float) -> None:
+    engine = tiny_engine(changed(distillation={"average": average}))
     drive(engine, Coefficients(), rounds=1)
-    engine.student.train()
-    before = to_bytes(engine.student)
+    engine.learner.train()
+    before = to_bytes(engine.learner), to_bytes(engine.student)
     engine.keep(engine.invert(STEERED), STEERED)
-    assert to_bytes(engine.student) == before
+    assert (to_bytes(engine.learner), to_bytes(engine.student)) == before
 
 
 @pytest.mark.parametrize("border", ["mirrored", "black"])
@@ -599,6 +604,23 @@ def test_alpha_replays_more_of_what_the_student_has_not_learned() -> None:
     assert steered[-1] > 50 * steered[0]
 
 
+def test_eta_lets_the_modulating_function_steer_replay_too() -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(), rounds=1)
+    n = engine.buffer.size
+    engine.buffer.classes[:n] = torch.where(torch.arange(n) < n // 10, 1, 0)  # class 1 is rare
+    engine.buffer.confidence[:n] = 0.5
+    unsteered = engine.replay_probabilities(Coefficients(w_div=2.0))
+    assert unsteered.tolist() == pytest.approx([1 / n] * n), "without it, classes count for what is kept alone"
+    half, whole = (engine.replay_probabilities(Coefficients(w_div=2.0, eta=eta)) for eta in (0.5, 1.0))
+    assert half[0] > 1.2 * half[-1]
+    assert (whole[0] / whole[-1]).item() == pytest.approx((half[0] / half[-1]).item() ** 2, rel=1e-3)
+    engine.buffer.confidence[: n // 2] = 0.9
+    engine.buffer.classes[:n] = 0
+    by_difficulty = engine.replay_probabilities(Coefficients(gamma=2.0, eta=1.0))
+    assert by_difficulty[-1] > 1.2 * by_difficulty[0]
+
+
 # -- looking --------------------------------------------------------------------------------------------
 
 
@@ -739,6 +761,24 @@ def test_a_generator_that_is_told_to_keeps_to_the_pixels_of_the_teachers_normali
     assert torch.equal(base.pixel_std, told[1])
     assert drive(engine, Coefficients())[-1]["candidates"] == 32
     assert tiny_engine().inverter.base.standardise is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("start", ["pyramid", "generator"])
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("muon", Muon)])
+def test_an_optimiser_that_is_named_is_taken(start: str, name: str, kind: type) -> None:
+    engine = tiny_engine(changed(inversion={"start": start}, distillation={"optimizer": name}))
+    assert type(engine.distiller.optimizer) is kind
+
+
+def test_a_generator_begins_as_its_seed_says_and_not_as_others_draw() -> None:
+    begun = []
+    for seed, drawn_by_others in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(drawn_by_others)
+        teacher, student, state = digits_teacher(), small_student(), torch.get_rng_state()
+        engine = tiny_engine(changed(seed=seed), teacher=teacher, student=student)
+        assert torch.equal(torch.get_rng_state(), state)
+        begun.append(to_bytes(engine.inverter.base))  # type: ignore[attr-defined]
+    assert begun[0] == begun[1] != begun[2]
 
 
 def test_a_shift_as_large_as_the_image_is_refused() -> None:

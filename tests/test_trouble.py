@@ -221,6 +221,16 @@ def test_a_round_in_trouble_does_not_count_for_ever() -> None:
     assert guard.rollbacks == 20
 
 
+def test_trouble_in_the_first_round_goes_back_to_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_student(monkeypatch, 1)
+    engine = tiny_engine(LONG)
+    begun = copy.deepcopy(engine.student.state_dict())
+    seen = play(engine, rounds=1)
+    assert seen[1]["rollbacks"] == 1
+    assert all(torch.equal(value, begun[name]) for name, value in engine.student.state_dict().items())
+    assert seen[1]["probe_kl"] == seen[0]["probe_kl"]
+
+
 def test_tries_count_anew_after_a_hundred_good_rounds_and_no_sooner() -> None:
     guard = Guard()
     assert [guard.note_trouble({"student"}) for _ in range(MOST_TRIES)] == [True] * MOST_TRIES
