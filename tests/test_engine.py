@@ -18,7 +18,19 @@ from ssdkd.buffer import Samples, random_views, render
 from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig, from_mapping, read_yaml
 from ssdkd.data import ImageSpec, dataset_spec, load_dataset
-from ssdkd.engine import JUDGED, Candidates, Engine, Recipe, Statistics, evenly, spread
+from ssdkd.distiller import Replayed
+from ssdkd.engine import (
+    JUDGED,
+    TERMS_OF_GENERATOR,
+    TERMS_OF_PYRAMID,
+    TERMS_WITHOUT_BATCH_NORM,
+    Candidates,
+    Engine,
+    Recipe,
+    Statistics,
+    evenly,
+    spread,
+)
 from ssdkd.errors import ConfigError
 from ssdkd.evaluation import predictions
 from ssdkd.inversion import TERMS
@@ -621,6 +633,64 @@ def test_eta_lets_the_modulating_function_steer_replay_too() -> None:
     assert by_difficulty[-1] > 1.2 * by_difficulty[0]
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_every_fact_of_a_round_is_what_its_name_says(average: float) -> None:
+    engine = tiny_engine(changed(distillation={"average": average}))
+    loop = engine.loop()
+    first = dict(next(loop))
+    assert (first["replay_ess"], first["replay_loss"]) == (1.0, 0.0), "nothing has been replayed"
+    assert first["replay_top_decile"] == pytest.approx(0.1)
+    for _ in range(2):
+        facts = loop.send(Coefficients(alpha=1.0))
+    buffer = engine.buffer
+    assert buffer.size == 80
+    share = torch.bincount(buffer.classes, minlength=10).double() / 80
+    surprise = torch.where(share > 0, -share * share.clamp(min=1e-9).log(), 0.0)
+    with torch.no_grad():
+        said, told = engine.student.eval()(engine.probe), engine.probe_logits
+    p, q = told.softmax(dim=1), said.softmax(dim=1)
+    ess, decile = facts["replay_ess"], facts["replay_top_decile"]
+    expected = {
+        "class_entropy": surprise.sum().item() / math.log(10),
+        "class_share_min": share.min().item(),
+        "class_share_max": share.max().item(),
+        "probe_kl": (p * (p / q).log()).sum(dim=1).mean().item(),
+        "probe_agreement": (said.argmax(dim=1) == told.argmax(dim=1)).double().mean().item(),
+        "buffer_size": 80.0,
+        "buffer_fill": 1.0,
+        "candidates_broken": 0.0,
+        "student_steps": 4.0,
+    }
+    columns = {"confidence": buffer.confidence, "delta": buffer.delta, "visits": buffer.visits}
+    for name, column in (columns | {"age": engine.round - 1 - buffer.entered}).items():
+        for q10 in (10, 50, 90):
+            expected[f"{name}_q{q10}"] = torch.quantile(column.double(), q10 / 100).item()
+    assert {name: facts[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert 0.1 < ess < 0.99
+    assert 0.11 < decile < 1.0
+    assert (facts["age_q90"], facts["visits_q90"]) > (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("inverted", "largest"), [(4, 0.75), (0, 1.0)])
+def test_facts_of_candidates_are_of_the_inverted_ones_that_are_usable(inverted: int, largest: float) -> None:
+    engine = tiny_engine()
+    drive(engine, Coefficients(), rounds=1)
+    made = candidates_of(engine, torch.tensor([1, 1, 2, 3, 4, 5]), torch.linspace(0.1, 0.6, 6))
+    made.samples.logits[3] = math.nan
+    made = dataclasses.replace(
+        made, recipe=Recipe(inverted, 6 - inverted, 0), targets=torch.tensor([7, 7, 7, 8])[:inverted]
+    )
+    silence = torch.zeros(())
+    facts = engine.measure(made, silence + 5.0, Replayed(silence, silence))
+    assert facts["candidates"] == 6
+    assert facts["inverted"] == inverted
+    assert facts["candidates_broken"] == 1
+    assert facts["candidate_classes"] == (2 if inverted else 1), "of broken ones and of textures, none counts"
+    assert facts["target_share_max"] == pytest.approx(largest)
+    assert facts["candidate_confidence_q90"] == pytest.approx(0.55), "one of no answer counts as nothing"
+    assert facts["accepted"] == 5
+
+
 # -- looking --------------------------------------------------------------------------------------------
 
 
@@ -715,6 +785,8 @@ def test_where_the_search_starts_follows_from_the_teacher_and_the_size_of_its_im
     engine = tiny_engine(left_open, spec=spec, teacher=network(), student=network())
     assert (engine.starts_from, engine.inversion_steps) == (start, steps)
     assert engine.shift == min(size) // 8
+    usual = {"pyramid": TERMS_OF_PYRAMID, "generator": TERMS_OF_GENERATOR, "textures": TERMS_WITHOUT_BATCH_NORM}
+    assert engine.terms == usual[start]
     assert (engine.costs.generator.multiply_adds > 0) == (start == "generator"), "which the budget pays for"
     with pytest.raises(ConfigError, match=f"out of sight; give at most {min(size) - 1}"):
         tiny_engine(changed(buffer={"shift": min(size)}), spec=spec, teacher=network(), student=network())

@@ -191,6 +191,9 @@ def test_a_student_that_leaves_the_finite_numbers_goes_back_to_the_round_before(
     generator = copy.deepcopy(engine.inverter.state_dict()["base"])
     third = loop.send(Coefficients())
     assert third["rollbacks"] == 1
+    went_on = engine.inverter.state_dict()["base"]
+    held = engine.guard.good["generator"]["base"]
+    assert all(torch.equal(value, held[name]) for name, value in went_on.items()), "what did well is held as it is now"
     assert third["student_finite"] == 0, "what happened is told"
     assert all(math.isfinite(value) for value in third.values()), "and what is computed from goes on being numbers"
     assert all(torch.equal(value, before[name]) for name, value in engine.student.state_dict().items())
@@ -469,6 +472,24 @@ def test_a_student_that_unlearns_goes_back_to_its_best(monkeypatch: pytest.Monke
     assert kls[13] == best
     assert engine.guard.step["student"] == 0.5
     assert kls[-1] < 1.5 * best
+
+
+def test_the_best_student_stays_what_it_was_while_another_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssdkd.trouble.PATIENCE", 2)
+    unlearn(monkeypatch, 4, 5)
+    engine = tiny_engine(CLIPPED)
+    loop = engine.loop()
+    next(loop)
+    while not engine.guard.rollbacks:
+        loop.send(Coefficients())
+    best = engine.guard.best["student"]
+    held = copy.deepcopy(best)
+    loop.send(Coefficients())
+    assert all(torch.equal(value, held["network"][name]) for name, value in best["network"].items())
+    for slot, state in best["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, held["optimizer"]["state"][slot][name]), "its momentum too"
+    assert best["optimizer"]["state"]
 
 
 def test_a_run_that_strayed_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
