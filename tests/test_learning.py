@@ -1,6 +1,7 @@
 """Promises of what every learner is built of: randomness of its own, spaces by name, an episode that can rest."""
 
 import contextlib
+import copy
 from typing import Any
 
 import gymnasium
@@ -9,7 +10,20 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.learning import NEUTRAL, Pausable, Randomness, Selected, algorithm_class, checked, rows_of, spread
+from agents.learning import (
+    NEUTRAL,
+    Pausable,
+    Randomness,
+    Selected,
+    Spaces,
+    algorithm_class,
+    build_learner,
+    checked,
+    learner_state,
+    restore_learner,
+    rows_of,
+    spread,
+)
 from envs.spaces import ENTRIES, observation_space
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError
@@ -131,6 +145,28 @@ def test_arguments_of_an_algorithm_are_numbers_where_it_has_numbers_and_finite()
     for value in ("inf", "nan", [1.0, float("inf")]):
         with pytest.raises(ConfigError, match=r"holds a number that is not finite"):
             checked("ppo", {"policy_delay": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("ppo", {"n_steps": 8, "batch_size": 8}), ("sac", {"buffer_size": 50, "ent_coef": "auto"})]
+)
+def test_a_learner_that_is_built_alike_takes_up_all_that_another_was(name: str, arguments: dict[str, Any]) -> None:
+    one, other = (build_learner(name, Spaces(NAMES[:3], ACTIONS[:2]), [4], "tanh", arguments, seed) for seed in (0, 1))
+    one.num_timesteps, one._n_updates, one._current_progress_remaining = 77, 5, 0.25  # type: ignore[attr-defined]
+    if name == "sac":
+        one.log_ent_coef.data.fill_(-3.0)  # type: ignore[attr-defined]
+        seen = np.ones((1, 3), np.float32)
+        told = (np.zeros((1, 2), np.float32), np.array([1.5]), np.array([0.0]), [{}])
+        one.replay_buffer.add(seen, 2.0 * seen, *told)  # type: ignore[attr-defined]
+    restore_learner(other, copy.deepcopy(learner_state(one)))
+    assert (other.num_timesteps, other._n_updates, other._current_progress_remaining) == (77, 5, 0.25)  # type: ignore[attr-defined]
+    held = other.policy.state_dict()
+    assert all(torch.equal(value, held[key]) for key, value in one.policy.state_dict().items())
+    assert one.action_space.sample().tolist() == other.action_space.sample().tolist()
+    if name == "sac":
+        assert other.log_ent_coef.item() == -3.0  # type: ignore[attr-defined]
+        buffer = other.replay_buffer  # type: ignore[attr-defined]
+        assert (buffer.size(), buffer.rewards[0].item(), buffer.observations[0].tolist()) == (1, 1.5, [[1.0] * 3])
 
 
 def test_what_is_no_algorithm_is_refused() -> None:
