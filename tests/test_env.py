@@ -436,6 +436,33 @@ def test_where_minutes_are_given_the_rounds_that_stand_beside_them_are_no_budget
     assert env.memory.task["rounds"] == env.engine.budget == 0
 
 
+def test_slopes_are_mean_changes_per_round_over_the_last_five() -> None:
+    memory = Memory()
+    for number in range(9):
+        memory.recent.append({"probe_agreement": 0.01 * number**2, "probe_kl": math.exp(-0.1 * number)})
+        slope = memory.slope(lambda s: s["probe_agreement"])
+        begin = max(number - 5, 0)
+        assert slope == pytest.approx(0.01 * (number**2 - begin**2) / max(number - begin, 1))
+    again = Memory.from_state(memory.state_dict())
+    assert again.slope(log_kl) == memory.slope(log_kl) == pytest.approx(-0.1)
+    again.recent.append(again.now)
+    assert len(again.recent) == 6, "one that is restored forgets as soon"
+
+
+def test_an_entry_is_read_on_the_scale_that_it_tells() -> None:
+    memory = Memory(coefficients=Coefficients(effort=4.0, w_div=0.0), gain=0.3)
+    memory.task = {"student_size": 0.1, "making_share": 0.4, "rounds": 1000.0, "steps": 10.0, "neutral_cost": 20.0}
+    memory.recent.append({"progress": 0.5, "probe_kl": 1e-3 - 1e-6, "age_q50": math.e**2 - 1.0, "visits_q90": -1.0})
+    memory.now["probe_agreement"] = 0.5
+    memory.recent.append(memory.now | {"probe_agreement": 0.54})
+    told = {
+        **{"progress": 0.5, "probe_kl": -0.5, "age_q50": 0.2, "visits_q90": 0.0, "student_size": -1 / 3},
+        **{"making_share": 0.4, "budget": 3 / 5, "steps": 4 / 6, "last_effort": 1.0, "last_w_div": -1.0},
+        **{"last_gain": 0.3, "agreement_slope": 0.4, "kl_slope": 0.0},
+    }
+    assert {name: ENTRIES[ENTRY_OF[name]].read(memory) for name in told} == pytest.approx(told, abs=1e-9)
+
+
 def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_ones() -> None:
     env = tiny_env()
     env.reset(seed=0)
