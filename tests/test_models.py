@@ -515,7 +515,7 @@ def test_saved_weights_load_into_a_fresh_model(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar"])
 @pytest.mark.parametrize("wrap", ["bare", "state_dict", "model_state_dict", "model", "net", "both"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod.", "model.", "net.backbone."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_checkpoints_of_other_tools_load(suffix: str, wrap: str, prefix: str, zipped: bool, tmp_path: Path) -> None:
     saved, loaded = small_model(), small_model()
@@ -529,6 +529,18 @@ def test_checkpoints_of_other_tools_load(suffix: str, wrap: str, prefix: str, zi
     load_weights(loaded, path)
     for key, value in saved.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_a_prefix_is_left_out_only_where_the_names_of_the_model_lack_it(tmp_path: Path) -> None:
+    inner = nn.Sequential(nn.Linear(3, 2))
+    outer = nn.Sequential(OrderedDict(model=inner))
+    torch.save(outer.state_dict(), tmp_path / "outer.pth")
+    for network in (nn.Sequential(nn.Linear(3, 2)), nn.Sequential(OrderedDict(model=nn.Sequential(nn.Linear(3, 2))))):
+        load_weights(network, tmp_path / "outer.pth")
+        assert all(map(torch.equal, network.parameters(), outer.parameters()))
+    torch.save({f"module.model.{name}": value for name, value in inner.state_dict().items()}, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected \(model\.0\.weight, model\.0\.bias\)"):
+        load_weights(nn.Sequential(OrderedDict(other=nn.Linear(3, 2))), tmp_path / "both.pth")
 
 
 def test_wrapped_models_save_and_load_under_plain_names(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ class _Framed(nn.Conv2d):
     """A convolution that sees 28x28 images in a frame of zeros, without a copy of them."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(images, self.weight, self.bias, padding=(_CANVAS - int(images.shape[-1])) // 2)
+        frame = (_CANVAS - images.shape[-1]) // 2
+        return F.conv2d(images, self.weight, self.bias, padding=(frame, frame))
 
 
 class LeNet5(nn.Module):

@@ -24,7 +24,7 @@ from ssdkd.files import read_safetensors, write_safetensors
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "net")  # of tools, of PyTorch's tutorial, of scripts
-_WRAPPING_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and of torch.compile
 _MOST_EXPANSION = 20
 _NAMES_SHOWN = 3
 _HOW_TO_RESAVE = (
@@ -39,7 +39,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: keeps its device and its number types; untouched if anything is wrong.
         path: `.safetensors`, or `.pth` / `.pt` / `.bin` / `.ckpt` / `.tar` as `torch.save` writes it: a state
-            dict, or one under `state_dict`, `model_state_dict`, `model` or `net`, with or without the prefix `module.`
+            dict, or one under `state_dict`, `model_state_dict`, `model` or `net`, with or without a prefix that all
+            names have, as `module.` of DataParallel or `model.` of a network inside another.
 
     Raises:
         CheckpointError: the file is missing, damaged, not finite, of another model, or needs to run code.
@@ -53,7 +54,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     target = _unwrapped(model)
     expected = {name: value for name, value in target.state_dict().items() if isinstance(value, torch.Tensor)}
-    found = _without_prefixes(found, expected)
+    found = _without_prefix(found, expected)
     _refuse_mismatch(path, found, expected)
     # Counters that checkpoints before PyTorch 0.4.1 lack keep the model's value; evaluation never reads them.
     checked = {
@@ -215,17 +216,17 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _without_prefixes(
+def _without_prefix(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> Mapping[str, torch.Tensor]:
-    def shared_by(names: Mapping[str, torch.Tensor], prefix: str) -> bool:
-        return bool(names) and all(name.startswith(prefix) for name in names)
-
-    while True:
-        prefix = next((p for p in _WRAPPING_PREFIXES if shared_by(found, p) and not shared_by(expected, p)), None)
-        if prefix is None:
-            return found
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    """By the names of the model, where all in the file are within something: `module.`, `model.`, `net.backbone.`."""
+    first = next(iter(found), "")
+    parts = first.split(".")[:-1]
+    prefixes = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts) + 1)]
+    shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in found)]
+    wrapping = next(prefix for prefix in reversed(shared) if _WRAPPERS.issuperset(prefix.split(".")[:-1]))
+    prefix = next((prefix for prefix in shared if first.removeprefix(prefix) in expected), wrapping)
+    return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
 def _refuse_mismatch(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
