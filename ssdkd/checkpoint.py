@@ -84,7 +84,7 @@ def save(folder: Path, state: Any, round_index: int, keep: int = 3) -> Path:
         write_safetensors(path, tensors, metadata, seal=True)
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be saved: {error.strerror or error}; earlier ones are still there."
+            f"checkpoint {path} cannot be saved: {error.strerror or error}; any earlier ones are still there."
         ) from error
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path} cannot be saved: {error}.") from error

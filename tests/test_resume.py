@@ -383,7 +383,7 @@ def test_or_it_ends_the_run_where_that_was_asked_for(
     assert main(command(tmp_path, "--quiet", "--checkpoint.on-error", "stop")) == 2
     folder = only_folder(tmp_path)
     how = f"the run is saved as of round 2 and goes on with: python -m ssdkd.run --resume {folder}\n"
-    assert capsys.readouterr().err.endswith(f"No space left on device; earlier ones are still there; {how}")
+    assert capsys.readouterr().err.endswith(f"No space left on device; any earlier ones are still there; {how}")
     assert checkpoints(folder) == ["round-00000002.safetensors"]
     assert main(["--resume", str(folder), "--quiet"]) == 0
     assert_as_if_nothing_had_happened(folder, uninterrupted)
