@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,18 +72,17 @@ def full_precision() -> Iterator[None]:
     The iteration is for eigenvalues from 0 to 1: those that rounding brings below 0 grow twelvefold in each turn.
     """
     switches: Any = torch.backends.cuda.matmul
-    switch: tuple[str, Any, Any] = ("allow_tf32", True, False)
-    if hasattr(switches, "fp32_precision"):  # of a later PyTorch, where the older one, put back, is not what it was
-        switch = ("fp32_precision", "tf32", "ieee")
-    name, rounded, full = switch
-    if getattr(switches, name) != rounded:
+    newer = hasattr(switches, "fp32_precision")  # of a later PyTorch, where the older one, put back, is not what it was
+    allowed = switches.fp32_precision if newer else torch.get_float32_matmul_precision()
+    if allowed not in ("tf32", "high", "medium"):
         yield
         return
-    setattr(switches, name, full)
+    put: Any = partial(setattr, switches, "fp32_precision") if newer else torch.set_float32_matmul_precision
+    put("ieee" if newer else "highest")
     try:
         yield
     finally:
-        setattr(switches, name, rounded)
+        put(allowed)
 
 
 class Muon(torch.optim.Optimizer):

@@ -25,6 +25,7 @@ from benchmarks import selection, units
 from benchmarks.selection import Outcome, area_until, as_table, compare, estimate, first_reached, rank_correlation
 from envs.spaces import ENTRIES
 from ssdkd import costs
+from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.report import read_run
@@ -424,12 +425,14 @@ def test_units_compare_what_is_counted_with_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, in_force = torch.get_num_threads(), costs.STARTED
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a processor's seconds are of a CPU all the same
+    built: list[Any] = []
+    monkeypatch.setattr(units, "build_engine", lambda config: built.append(config.device) or build_engine(config))
     try:
         assert units.main(["--tasks", "digits", "--rounds", "1"]) == 0
         (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
         in_seconds, *counted = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
         assert in_seconds > 0
+        assert built == ["cpu"], "a processor's seconds are of no GPU"
         assert counted == sorted(counted, reverse=True), "making is mostly multiply-adds here, a step mostly starting"
         assert in_force == costs.STARTED
         assert units.main(["--rounds", "0"]) == 2
