@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -171,16 +172,14 @@ def evaluate(
     processes: int = 1,
     accuracy_every: int = 1,
     trust: bool = False,
-) -> list[Episode]:
-    """Every policy on every task from every seed, some at once."""
+) -> Iterator[Episode]:
+    """Every policy on every task from every seed, each as soon as it and all before it have ended."""
     jobs = [(name, base, task, seed, accuracy_every, trust) for task in tasks for seed in seeds for name in names]
-    if processes == 1 or len(jobs) == 1:
-        episodes = [play(*job) for job in jobs]
-    else:
-        with pool(min(processes, len(jobs))) as workers:
-            episodes = list(workers.map(play, *zip(*jobs, strict=True)))
     labels = [label for label in told_apart([name_of(task) for task in tasks]) for _ in seeds for _ in names]
-    return [replace(episode, task=label) for episode, label in zip(episodes, labels, strict=True)]
+    with pool(min(processes, len(jobs))) if min(processes, len(jobs)) > 1 else nullcontext() as workers:
+        played = (workers.map if workers else map)(play, *zip(*jobs, strict=True)) if jobs else ()
+        for episode, label in zip(played, labels, strict=True):
+            yield replace(episode, task=label)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -253,16 +252,21 @@ def run(argv: Sequence[str] | None = None) -> list[Episode]:
         policy_by(name, 0, given.trust)  # a file that cannot be used is noticed before the first episode
     require_writable(config.out, "out")
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    episodes = evaluate(names, config.base, tasks, seeds, config.processes, config.accuracy_every, given.trust)
+    episodes: list[Episode] = []
+    try:
+        for episode in evaluate(names, config.base, tasks, seeds, config.processes, config.accuracy_every, given.trust):
+            episodes.append(episode)
+    finally:  # what was played before Ctrl-C, or before an episode that failed, is kept
+        if episodes:
+            write_result(config.out, "out", "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
     show(episodes)
-    write_result(config.out, "out", "".join(json.dumps(asdict(e)) + "\n" for e in episodes))
     return episodes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; a user's mistake is one sentence and exit code 2."""
     torch.set_num_threads(1)
-    return run_command(run, argv, stopped="stopped; nothing is written before the last episode has ended.")
+    return run_command(run, argv, stopped="stopped; --out, if given, holds the episodes that have ended.")
 
 
 if __name__ == "__main__":

@@ -342,8 +342,8 @@ def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunF
     def judge(steps: int) -> dict[str, dict[str, float]]:
         nonlocal known
         if not known:
-            known = evaluate(FIXED, base, tasks, seeds, processes)
-        newest = evaluate([str(folder / POLICY)], base, tasks, seeds, processes, trust=True)  # it was made here
+            known = list(evaluate(FIXED, base, tasks, seeds, processes))
+        newest = list(evaluate([str(folder / POLICY)], base, tasks, seeds, processes, trust=True))  # it was made here
         judged = {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
         with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"steps": steps, **judged}) + "\n")

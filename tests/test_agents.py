@@ -1,5 +1,6 @@
 """Promises of the agents: policies as files that cannot run code, training that goes on where it stopped, families."""
 
+import functools
 import json
 import math
 import os
@@ -952,7 +953,7 @@ def test_tasks_of_one_name_are_told_apart_and_compared_each_with_itself(
 
     monkeypatch.setattr(evaluate, "play", play)
     alike = [{"rounds": 5, "inversion": {"terms": {"balance": weight}}} for weight in (0.0, 1.0)]
-    episodes = evaluate.evaluate(["uniform", "ssdkd"], "digits", alike, [0])
+    episodes = list(evaluate.evaluate(["uniform", "ssdkd"], "digits", alike, [0]))
     assert [e.task for e in episodes] == ["rounds=5 (1)", "rounds=5 (1)", "rounds=5 (2)", "rounds=5 (2)"]
     assert evaluate.difference(episodes, "ssdkd", "uniform", "accuracy") == pytest.approx((3.0, 1.0))
     evaluate.show(episodes)
@@ -961,15 +962,21 @@ def test_tasks_of_one_name_are_told_apart_and_compared_each_with_itself(
     assert "all tasks (interquartile means; episodes of each policy: 2)" in shown
 
 
-def test_an_evaluation_stopped_by_ctrl_c_says_so(
+def test_an_evaluation_stopped_by_ctrl_c_keeps_the_episodes_that_have_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*given: Any) -> Any:
-        raise KeyboardInterrupt
+    def play(ends: int, name: str, base: str, task: dict[str, Any], seed: int, *rest: Any) -> evaluate.Episode:
+        if seed == ends:
+            raise KeyboardInterrupt
+        return evaluate.Episode(name, name_of(task), seed, 1.0, 1.0, 50.0, 60.0, 70.0, 9, 1.0, 2.0)
 
-    monkeypatch.setattr(evaluate, "play", interrupted)
-    assert evaluate.main(["--config", tiny_family(tmp_path), "--policies", "[uniform]"]) == 130
-    assert capsys.readouterr().err.startswith("stopped; ")
+    out = tmp_path / "episodes.jsonl"
+    for ends in (1002, 1000):  # the second time before anything: what an earlier evaluation wrote stays
+        monkeypatch.setattr(evaluate, "play", functools.partial(play, ends))
+        flags = ["--config", tiny_family(tmp_path), "--policies", "[uniform]", "--out", str(out)]
+        assert evaluate.main(flags) == 130
+        assert capsys.readouterr().err.startswith("stopped; ")
+        assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [1000, 1001]
 
 
 def test_a_sample_of_the_tasks_is_drawn_by_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -784,6 +784,11 @@ def test_a_different_number_of_classes_is_recognised(name: str, tmp_path: Path) 
     assert "set the number of classes to 100" in text
 
 
+def test_a_layer_by_itself_with_another_number_of_classes_is_named_by_its_tensors(tmp_path: Path) -> None:
+    torch.save(nn.Linear(4, 7).state_dict(), tmp_path / "weights.pth")
+    assert "here has 5 (only weight and bias differ): set" in load_error(nn.Linear(4, 5), tmp_path / "weights.pth")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(suffix: str, value: float, tmp_path: Path) -> None:

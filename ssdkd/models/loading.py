@@ -239,10 +239,9 @@ def _refuse_mismatch(path: Path, found: Mapping[str, torch.Tensor], expected: Ma
     if not missing and not unexpected:
         classes = _differing_classes(differing, found, expected)
         if classes is not None:
-            last_layer = differing[0].rpartition(".")[0]
             raise CheckpointError(
                 f"weights file {path} is of a model with {classes[0]} classes, but the model here has "
-                f"{classes[1]} (its last layer, {last_layer}, is the only difference): set the number of "
+                f"{classes[1]} (only {' and '.join(differing)} differ): set the number of "
                 f"classes to {classes[0]}, or give the weights of a model with {classes[1]}."
             )
     shapes = [f"{name} {_shape(found[name])} instead of {_shape(expected[name])}" for name in differing]
