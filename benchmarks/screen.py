@@ -49,7 +49,6 @@ SHIFTS = {  # of places in the range: wide, as a slight one tells nothing
     "alpha": 0.3,
     "eta": 0.35,
     "adversarial": 0.4,
-    "search": 0.5,
     "effort": 0.25,
     "anneal": 0.4,
     "textures": 0.35,

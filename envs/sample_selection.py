@@ -41,7 +41,7 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     budget of compute, so whatever is spent on one thing is missing for another.
 
     ## Action Space
-    `Box(-1, 1, (13,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
+    `Box(-1, 1, (12,), float32)`, one entry for each coefficient, mapped to its range (equal steps multiply those
     marked with *). Entries outside [-1, 1] are clipped; NaN means the neutral value.
 
     | name | range | neutral | steers |
@@ -54,14 +54,13 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | beta | 0 .. 1 | 0 | how fully weights undo the bias of replay |
     | eta | 0 .. 1 | 0 | how much the modulating function also steers replay |
     | adversarial | 0 .. 2 | 1 | how hard inversion looks for the student's errors |
-    | search | 1 .. 4* | 1 | how many steps the search for an image takes |
     | effort | 0.25 .. 4* | 1 | how much is replayed in a round, against making samples |
     | batch | 0.25 .. 4* | 1 | images of a student step, of the same replays in a round |
     | anneal | 0 .. 1 | 1 | how far the learning rate follows its schedule down |
     | textures | 0.1 .. 10* | 1 | odds of random textures against inverted images |
 
     ## Observation Space
-    `Box(low, high, (53,), float32)`: named, normalised numbers, whose number does not depend on classes, image
+    `Box(low, high, (52,), float32)`: named, normalised numbers, whose number does not depend on classes, image
     size or models, so that a policy moves between tasks. What lies outside its bounds is clipped.
 
     | name | bounds | meaning |
@@ -113,7 +112,6 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | last_beta | -1 .. 1 | the last action's beta |
     | last_eta | -1 .. 1 | the last action's eta |
     | last_adversarial | -1 .. 1 | the last action's adversarial |
-    | last_search | -1 .. 1 | the last action's search |
     | last_effort | -1 .. 1 | the last action's effort |
     | last_batch | -1 .. 1 | the last action's batch |
     | last_anneal | -1 .. 1 | the last action's anneal |

@@ -47,7 +47,7 @@ from torch import Tensor
 from ssdkd.errors import CheckpointError
 from ssdkd.files import read_safetensors, temporary_files, write_safetensors
 
-VERSION = "8"
+VERSION = "7"
 _DEEPEST = 64
 _NAME = re.compile(r"round-([0-9]{8,18})\.safetensors")
 

@@ -67,7 +67,6 @@ class Coefficients:
     beta: float = _coefficient(0.00, 1.0, 0.0, 0.0, "how fully weights undo the bias of replay")
     eta: float = _coefficient(0.00, 1.0, 0.0, 0.45, "how much the modulating function also steers replay")
     adversarial: float = _coefficient(0.0, 2.0, 1.0, 1.0, "how hard inversion looks for the student's errors")
-    search: float = _coefficient(1.00, 4.0, 1.0, 1.0, "how many steps the search for an image takes", True)
     effort: float = _coefficient(0.25, 4.0, 1.0, 1.0, "how much is replayed in a round, against making samples", True)
     batch: float = _coefficient(0.25, 4.0, 1.0, 1.0, "images of a student step, of the same replays in a round", True)
     anneal: float = _coefficient(0.0, 1.0, 1.0, 1.0, "how far the learning rate follows its schedule down")

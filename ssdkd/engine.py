@@ -52,12 +52,11 @@ TERMS_WITHOUT_BATCH_NORM = {"one_hot": 1.0, "adversarial": 1.0}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How many images of a round are inverted, in how many steps, left as random textures, and blended of others."""
+    """How many images of a round are inverted, left as random textures, and blended of others."""
 
     inverted: int
     textures: int
     blends: int
-    steps: int
 
     @property
     def images(self) -> int:
@@ -202,18 +201,17 @@ class Engine:
 
     # -- the budget -----------------------------------------------------------------------------------------
 
-    def recipe(self, textures: float = 1.0, images: int | None = None, search: float = 1.0) -> Recipe:
+    def recipe(self, textures: float = 1.0, images: int | None = None) -> Recipe:
         """How many of `images`, by default those of a round, are made in which way; blends come on top.
 
-        `search` multiplies the steps of the search, and `textures` the odds of textures:
+        `textures` multiplies the odds of textures:
 
         share .25, odds 1 : 3   ->   times 3, odds 3 : 3, share .5
         """
         images = images or self.config.inversion.images
         share = textures * self.texture_share / (1.0 + (textures - 1.0) * self.texture_share)
         left_as_textures = round(share * images)
-        steps = max(1, round(search * self.inversion_steps))
-        return Recipe(images - left_as_textures, left_as_textures, round(self.blends * images), steps)
+        return Recipe(images - left_as_textures, left_as_textures, round(self.blends * images))
 
     def batch_of(self, factor: float) -> int:
         """Images of a student step: about `factor` times as many as configured, and no more than the buffer holds.
@@ -231,7 +229,7 @@ class Engine:
         """
         made, costs = recipe or self.recipe(), self.costs
         batch = batch or self.config.distillation.batch
-        making = costs.searching(made.inverted, made.steps) + costs.labelling(made.images, self.stored_views)
+        making = costs.searching(made.inverted, self.inversion_steps) + costs.labelling(made.images, self.stored_views)
         step = costs.learning(batch)
         if self.config.buffer.views == 0:  # the teacher is asked anew
             step += costs.teacher.on(batch)
@@ -296,12 +294,12 @@ class Engine:
         uniform = torch.zeros(self.spec.num_classes, device=self.device)
         made: list[Candidates] = []
         probe_batches = -(-probe.images // inversion.images)
-        to_keep = self.recipe()
-        to_probe = self.recipe(images=min(probe.images, inversion.images), search=probe.patience)
+        to_keep = self.recipe(), self.inversion_steps
+        to_probe = self.recipe(images=min(probe.images, inversion.images)), probe.patience * self.inversion_steps
         for step in range(self.warmup + probe_batches):
-            recipe = to_keep if step < self.warmup else to_probe
+            recipe, search_steps = to_keep if step < self.warmup else to_probe
             targets = self._targets(uniform, 0.0, recipe.inverted)
-            images, terms = self._make(recipe, targets, None, 0.0)
+            images, terms = self._make(recipe, targets, None, 0.0, search_steps)
             self.synthesized += len(images)
             if step >= int((1.0 - self.warmup_kept) * self.warmup):
                 samples = self._label(images)
@@ -338,7 +336,7 @@ class Engine:
         """Make candidates for target classes that the buffer lacks, where the student errs."""
         start = self.stopwatch.now()
         counts = selection.class_counts(self.buffer.filled().classes, self.spec.num_classes)
-        recipe = self.recipe(coefficients.textures, search=coefficients.search)
+        recipe = self.recipe(coefficients.textures)
         targets = self._targets(counts, coefficients.w_div, recipe.inverted)
         self.learner.eval()
         images, terms = self._make(recipe, targets, self.learner, coefficients.adversarial)
@@ -533,6 +531,7 @@ class Engine:
         targets: Tensor,
         student: nn.Module | None,
         adversarial: float,
+        search_steps: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Images inverted for `targets` (B,), with textures and blends beside them.
 
@@ -541,7 +540,7 @@ class Engine:
         made: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         if recipe.inverted:
-            images, terms = self.inverter.invert(targets, student, adversarial, recipe.steps)
+            images, terms = self.inverter.invert(targets, student, adversarial, search_steps)
             made.append(images)
         if recipe.textures:
             generators = self.random["textures"], self.random["host"]

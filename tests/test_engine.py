@@ -502,7 +502,7 @@ def candidates_of(engine: Engine, classes: torch.Tensor, confidence: torch.Tenso
         classes=classes,
         confidence=confidence,
     )
-    return Candidates(samples, Recipe(n, 0, 0, 1), classes, {}, torch.ones(n))
+    return Candidates(samples, Recipe(n, 0, 0), classes, {}, torch.ones(n))
 
 
 def kept_classes(coefficients: Coefficients) -> torch.Tensor:
@@ -678,7 +678,7 @@ def test_facts_of_candidates_are_of_the_inverted_ones_that_are_usable(inverted: 
     made = candidates_of(engine, torch.tensor([1, 1, 2, 3, 4, 5]), torch.linspace(0.1, 0.6, 6))
     made.samples.logits[3] = math.nan
     made = dataclasses.replace(
-        made, recipe=Recipe(inverted, 6 - inverted, 0, 1), targets=torch.tensor([7, 7, 7, 8])[:inverted]
+        made, recipe=Recipe(inverted, 6 - inverted, 0), targets=torch.tensor([7, 7, 7, 8])[:inverted]
     )
     silence = torch.zeros(())
     facts = engine.measure(made, silence + 5.0, Replayed(silence, silence))
@@ -719,7 +719,7 @@ def test_the_student_looks_at_an_even_part_of_many_candidates() -> None:
     many = few[torch.arange(5).repeat_interleave(JUDGED)]
 
     def judged(samples: Samples) -> torch.Tensor:
-        return engine._judged(Candidates(samples, Recipe(0, len(samples), 0, 1), torch.empty(0), {})).delta
+        return engine._judged(Candidates(samples, Recipe(0, len(samples), 0), torch.empty(0), {})).delta
 
     torch.testing.assert_close(judged(many), judged(few).repeat_interleave(JUDGED)[::5])
 
@@ -868,35 +868,16 @@ def test_a_probe_and_a_buffer_larger_than_what_is_made_at_first_are_fine() -> No
     assert engine.finished
 
 
-def test_search_sets_the_steps_of_a_search_which_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = tiny_engine(changed(inversion={"images": 32, "steps": 4}))
-    next(engine.loop())
-    taken: list[int] = []
-    search = engine.inverter.invert
-    monkeypatch.setattr(engine.inverter, "invert", lambda *given: (taken.append(given[3]), search(*given))[1])
-    paid: list[float] = []
-    for factor in (1.0, 2.5, 0.1):
-        before = engine.spent
-        engine.invert(Coefficients(search=factor))
-        paid.append(engine.spent - before)
-    assert taken == [4, 10, 1], "in proportion, and at least one"
-    step = engine.costs.learning(engine.config.distillation.batch)
-    assert paid[1] - paid[0] == pytest.approx(engine.costs.searching(32, 6) / step)
-    assert paid[0] - paid[2] == pytest.approx(engine.costs.searching(32, 3) / step)
-    assert engine.budget == pytest.approx(engine.budget_rounds * engine.round_cost(engine.config.distillation.steps))
-
-
 def test_textures_multiply_their_odds_and_save_the_search() -> None:
     engine = tiny_engine(changed(inversion={"images": 32, "textures": 0.25}))
-    steps = engine.inversion_steps
-    assert engine.recipe() == Recipe(24, 8, 0, steps), "neutral is as configured"
-    assert engine.recipe(3.0) == Recipe(16, 16, 0, steps), "odds 1 to 3 become 3 to 3"
-    assert engine.recipe(10.0) == Recipe(7, 25, 0, steps)
-    assert engine.recipe(0.1) == Recipe(31, 1, 0, steps)
+    assert engine.recipe() == Recipe(24, 8, 0), "neutral is as configured"
+    assert engine.recipe(3.0) == Recipe(16, 16, 0), "odds 1 to 3 become 3 to 3"
+    assert engine.recipe(10.0) == Recipe(7, 25, 0)
+    assert engine.recipe(0.1) == Recipe(31, 1, 0)
     next(loop := engine.loop())
     before = engine.spent
     engine.invert(Coefficients(textures=3.0))
-    assert engine.spent - before == pytest.approx(engine.round_cost(0, Recipe(16, 16, 0, steps)))
+    assert engine.spent - before == pytest.approx(engine.round_cost(0, Recipe(16, 16, 0)))
     searched = engine.costs.searching(24, engine.inversion_steps) - engine.costs.searching(16, engine.inversion_steps)
     step = engine.costs.learning(engine.config.distillation.batch)
     assert engine.round_cost(0) - (engine.spent - before) == pytest.approx(searched / step)
