@@ -37,9 +37,10 @@ from agents.processes import pool
 from agents.tasks import Task, family_from, merged, name_of, training_tasks
 from benchmarks.arguments import require_at_least
 from envs import SampleSelectionEnv
-from envs.spaces import ENTRIES, PROGRESS
+from envs.spaces import ENTRIES, PROGRESS, task_facts
+from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
-from ssdkd.config import RunConfig, read_yaml
+from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, Parser, first_line, run_command
 from ssdkd.files import expanded, require_writable, write_result
 
@@ -215,6 +216,12 @@ def no_longer_than(longest: int, tasks: Sequence[Task], base: Task) -> list[Task
     return [task for task, its in wholes if its["minutes"] is None and its["rounds"] and its["rounds"] <= longest]
 
 
+def dearer_than(share: float, tasks: Sequence[Task], base: Task) -> list[Task]:
+    """The tasks over `base` in which making images takes more than this share of a neutral round."""
+    engines = (build_engine(build(RunConfig, [(merged(base, task), name_of(task))])) for task in tasks)
+    return [task for task, engine in zip(tasks, engines, strict=True) if task_facts(engine)["making_share"] > share]
+
+
 def turn(text: str) -> tuple[str, float]:
     """COEFFICIENT=SHIFT."""
     name, _, size = text.partition("=")
@@ -233,6 +240,9 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     parser.add_argument("--family", default="family", help="config of the tasks")
     parser.add_argument("--teachers-root", help="folder of the family's teachers")
     parser.add_argument("--longest", type=int, default=60, help="tasks of no more rounds than this")
+    parser.add_argument(
+        "--dearer-than", type=float, metavar="SHARE", help="only tasks with a higher making_share; without, all"
+    )
     parser.add_argument("--turn", nargs="+", metavar="COEFFICIENT=SHIFT", help="what to shift; without, nearly all")
     parser.add_argument(
         "--by", metavar="ENTRY", help="tell too what a steady shift is worth where this entry is higher"
@@ -251,9 +261,14 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     policy = policy_by(given.policy, 0)  # a file that cannot be used is noticed before the first episode
     mark = policy.fingerprint() if isinstance(policy, LearnedPolicy) else given.policy
     family = family_from(given.family, given.teachers_root)
-    tasks = no_longer_than(given.longest, training_tasks(family), read_yaml(family.base)[0])
+    base = read_yaml(family.base)[0]
+    tasks = no_longer_than(given.longest, training_tasks(family), base)
     if not tasks:
         raise ConfigError(f"--longest: the family has no task of at most {given.longest} rounds.")
+    if given.dearer_than is not None:
+        tasks = dearer_than(given.dearer_than, tasks, base)
+        if not tasks:
+            raise ConfigError(f"--dearer-than: the family has no task with a making_share above {given.dearer_than}.")
     out = given.out
     pairs = read(out)
     drawn = np.random.default_rng(given.first_seed).integers(len(tasks), size=given.pairs)

@@ -11,8 +11,20 @@ import pytest
 import yaml
 
 from benchmarks import screen
-from benchmarks.screen import Pair, columns, effects, halves_of, main, no_longer_than, play_pair, shift_at, show
+from benchmarks.screen import (
+    Pair,
+    columns,
+    dearer_than,
+    effects,
+    halves_of,
+    main,
+    no_longer_than,
+    play_pair,
+    shift_at,
+    show,
+)
 from ssdkd.coefficients import RANGES
+from ssdkd.config import read_yaml
 from ssdkd.errors import ConfigError
 
 TINY = """
@@ -130,6 +142,14 @@ def test_tasks_are_chosen_by_their_rounds_wherever_these_stand() -> None:
     assert no_longer_than(100, [{}], {}) == [{}]
 
 
+def test_tasks_are_chosen_by_what_their_images_cost() -> None:
+    base = {**read_yaml("digits")[0], **yaml.safe_load(TINY)["common"]}
+    cheap, dear = ({"inversion": {"steps": steps}} for steps in (1, 50))
+    assert dearer_than(0.0, [cheap, dear], base) == [cheap, dear]
+    assert dearer_than(0.9, [cheap, dear], base) == [dear]
+    assert dearer_than(1.0, [cheap, dear], base) == []
+
+
 def line_with(**other: Any) -> str:
     """A pair as a file has it."""
     whole: dict[str, Any] = {"number": 0, "policy": "ssdkd", "seed": 0, "task": ""}
@@ -194,6 +214,7 @@ def test_what_cannot_be_judged_or_told_apart_is_refused(tmp_path: Path, capsys: 
         (["--turn", "effort=2"], "--turn"),
         (["--by", "budge"], "--by"),
         (["--longest", "0"], "--longest"),
+        (["--dearer-than", "1"], "--dearer-than"),
         (["--policy", "nobody.safetensors"], "nobody.safetensors"),
         (["--pairs", "0"], "--pairs"),
         (["--out", "o" * 300], "--out: "),
