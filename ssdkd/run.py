@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import re
 import sys
@@ -428,7 +429,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> int:
     """`ssdkd`: as with `python -m ssdkd.run`, a network's import path may begin in the folder it is started from."""
     sys.path.append("")  # last, so that nothing there hides an installed package
-    return main()
+    return alone()
+
+
+def alone() -> int:
+    """The command as all that its process does: what it has imported stays, and is not searched for garbage."""
+    gc.freeze()
+    try:
+        return main()
+    finally:
+        gc.freeze()  # what came since, too: Python searches all of it again, at its end
 
 
 def _shadowed(error: ImportError) -> str:
@@ -439,4 +449,4 @@ def _shadowed(error: ImportError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone())

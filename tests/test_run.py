@@ -358,6 +358,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(default: 10.0)" in shown
 
 
+def test_a_callers_garbage_collector_is_left_alone(tmp_path: Path) -> None:
+    called = "import gc; from ssdkd.run import main; main(['-x']); print(gc.isenabled(), gc.get_freeze_count())"
+    assert as_a_user("-c", called, cwd=tmp_path).stdout == "True 0\n"
+
+
 def test_a_teacher_without_batch_norm_is_said_once_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
