@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":
+    gc.disable()  # until `alone`: nothing that is imported is garbage, and it takes a quarter of a second to see that
+
 import numpy as np
 import torch
 from torch import nn
@@ -434,6 +437,7 @@ def command() -> int:
 
 def alone() -> int:
     """The command as all that its process does: what it has imported stays, and is not searched for garbage."""
+    gc.enable()
     gc.freeze()
     try:
         return main()

@@ -358,7 +358,10 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(default: 10.0)" in shown
 
 
-def test_a_callers_garbage_collector_is_left_alone(tmp_path: Path) -> None:
+def test_garbage_is_collected_during_a_run_and_a_callers_collector_is_left_alone(tmp_path: Path) -> None:
+    as_command = "import gc, runpy\ntry: runpy.run_module('ssdkd.run', run_name='__main__')"
+    done = as_a_user("-c", f"{as_command}\nexcept SystemExit: print(gc.isenabled())", "--no-such-option", cwd=tmp_path)
+    assert (done.stdout, done.stderr[:6]) == ("True\n", "error:")
     called = "import gc; from ssdkd.run import main; main(['-x']); print(gc.isenabled(), gc.get_freeze_count())"
     assert as_a_user("-c", called, cwd=tmp_path).stdout == "True 0\n"
 
