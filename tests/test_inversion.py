@@ -888,3 +888,13 @@ def test_statistics_and_their_gradients_are_those_of_var_mean(shape: tuple[int, 
     (expected,) = torch.autograd.grad((pull * expected_mean + expected_variance).sum(), seen)
     for ours, theirs in ((mean, expected_mean), (variance, expected_variance), (gradient, expected)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_maps_in_float64_are_noted_too() -> None:
+    observer = Observer(nn.Sequential(nn.BatchNorm2d(5), nn.Flatten()).double().eval())
+    seen = torch.randn(4, 5, 3, 3, dtype=torch.float64, generator=random_from(0)).requires_grad_(True)
+    observer.observe(seen, statistics=True, features=False)
+    ((mean, variance),) = observer.batch
+    torch.testing.assert_close(mean, seen.mean(dim=(0, 2, 3)))
+    (gradient,) = torch.autograd.grad(variance.sum(), seen)
+    assert gradient.dtype == torch.float64

@@ -60,7 +60,7 @@ class Observer:
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and variance of each channel, (B, F, ...) -> (F,), (F,), in float32: sums in bf16 would drown small ones.
+    """Mean and variance of each channel, (B, F, ...) -> (F,), (F,): sums in bf16 would drown small ones, so in float32.
 
     The same as `torch.var_mean`, which on a CPU takes twenty times as long for channels-last maps as the kernel
     of batch norm does, and more again in its backward pass: a third of an inversion step of a Wide-ResNet.
@@ -69,7 +69,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, seen: Tensor) -> tuple[Tensor, Tensor]:
         if seen.device.type == "cpu":
-            nothing = torch.zeros(seen.shape[1])  # its type is that of the sums
+            nothing = torch.zeros(seen.shape[1], dtype=torch.promote_types(seen.dtype, torch.float32))  # of the sums
             mean, variance = torch.batch_norm_update_stats(seen, nothing, nothing.clone(), 0.0)
         else:
             variance, mean = torch.var_mean(seen.float(), [d for d in range(seen.dim()) if d != 1], correction=0)
