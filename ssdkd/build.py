@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -18,6 +19,7 @@ from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.files import expanded
+from ssdkd.inversion import Observer
 from ssdkd.models import create_model, load_weights
 from ssdkd.trouble import learned
 
@@ -205,10 +207,16 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
         network.to(memory_format=layout)  # type: ignore[call-overload]
         with torch.set_grad_enabled(role == "teacher"):
             answer = network(shown)
+        leads_back = role == "student" or _leads_back(network, answer, grey, layout)
     except Exception as error:  # the network may be anyone's code
         said, advice = in_one_line(error), ""
         if "view size is not compatible" in said:
             advice = " Maps lie channels last: give --layout contiguous, or flatten them by reshape instead of view."
+        if isinstance(error, torch.utils.checkpoint.CheckpointError):  # the second time nothing watches
+            advice = (
+                " Its batch norm is watched, which torch.utils.checkpoint does not bear: leave that out in evaluation "
+                "mode."
+            )
         if parameter.dtype != torch.float32:
             advice = f" Its weights are {parameter.dtype}: hand over the network.float()."
         raise ConfigError(f"the {role} cannot take images of {size}: {said}.{advice}") from error
@@ -231,7 +239,7 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
             f"the {role} changes the images that it is shown, which others see too: let the first operation of its "
             "forward make a new tensor (x = x * 2 instead of x.mul_(2), no inplace=True)."
         )
-    if role == "teacher" and not _leads_back(answer, grey):
+    if not leads_back:
         raise ConfigError(
             "the teacher's answer does not lead back to its input, by which images are searched for: its forward "
             "detaches it, or is under no_grad or inference_mode; take that out."
@@ -245,9 +253,10 @@ def take_shape(network: nn.Module, spec: ImageSpec) -> None:
         network(torch.full((2, *spec.shape), 0.5, device=parameter.device))
 
 
-def _leads_back(answer: torch.Tensor, images: torch.Tensor) -> bool:
-    if not answer.requires_grad:
+def _leads_back(teacher: nn.Module, answer: Any, images: torch.Tensor, layout: torch.memory_format) -> bool:
+    if not isinstance(answer, torch.Tensor) or not answer.requires_grad:
         return False
+    answer = Observer(teacher).observe(laid_out(1.0 * images, layout), statistics=True, features=False)
     return torch.autograd.grad(answer.sum(), images, allow_unused=True)[0] is not None
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ssdkd
 from ssdkd.build import build_engine
@@ -410,6 +411,25 @@ def test_networks_whose_layers_are_made_by_the_first_image_are_taken(tmp_path: P
     again = ssdkd.distill(lazy(), lazy(), resume=result.folder)  # it is finished
     assert same(weights(again.student), weights(result.student))
     assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+class Frugal(nn.Module):
+    """A network that runs again on its way back rather than remember its maps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = checkpoint(self.inner, images, use_reentrant=False)
+        return logits
+
+
+def test_networks_that_run_again_on_their_way_back_are_taken() -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
+    ssdkd.distill(Frugal(plain), Frugal(a_student()), dataset="digits", **SMALL)
+    with pytest.raises(ConfigError, match=r"torch\.utils\.checkpoint does not bear: leave that out"):
+        ssdkd.distill(Frugal(digits_teacher()), a_student(), dataset="digits", **SMALL)
 
 
 class Ungraded(nn.Module):
