@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssdkd.averaging import Average
 from ssdkd.buffer import ReplayBuffer, random_views, render
 from ssdkd.devices import is_of_compiling, laid_out
-from ssdkd.errors import in_one_line
+from ssdkd.errors import ConfigError, in_one_line
 from ssdkd.muon import Muon
 
 NORMALISING = (
@@ -44,9 +44,16 @@ def make_optimizer(
     student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
     """The student's optimiser: sgd, muon, adam or adamw; those of PyTorch as one pass over the weights."""
+    named = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    for weight, values in named.items():
+        if values.is_complex():
+            raise ConfigError(
+                f"the student's {weight} is of complex numbers, which no optimiser here takes: keep it as pairs of "
+                "floats and let its forward join them (torch.view_as_complex)."
+            )
+    parameters = list(named.values())
     if name == "muon":
         return Muon(student, learning_rate, momentum, weight_decay, nesterov)
-    parameters = [p for p in student.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -478,6 +478,26 @@ def test_a_student_that_cannot_learn_is_refused(student: Any, says: str) -> None
         ssdkd.distill(digits_teacher(), student(), dataset="digits", **SMALL)
 
 
+class Waves(nn.Module):
+    """A network with a filter of complex numbers, as those that work on frequencies have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.ones(8, 5, dtype=torch.complex64))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.fft.irfft2(torch.fft.rfft2(images) * self.filter).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_a_student_of_complex_weights_is_refused(optimizer: str) -> None:
+    how = {**SMALL, "distillation": {"optimizer": optimizer}}
+    with pytest.raises(ConfigError, match="filter is of complex numbers"):
+        ssdkd.distill(digits_teacher(), Waves(), dataset="digits", **how)
+
+
 def test_a_student_that_cannot_learn_by_one_image_at_a_time_is_refused_for_such_batches() -> None:
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
     options = {**SMALL, "distillation": {"batch": 1, "steps": 3}}
