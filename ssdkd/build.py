@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, plain_spec, require_same_task
-from ssdkd.devices import choose_device, keep_freed_memory, laid_out, layout_for, seed_torch
+from ssdkd.devices import choose_device, keep_freed_memory, laid_out, lay_out, layout_for, seed_torch
 from ssdkd.engine import Engine
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.files import expanded
@@ -204,7 +204,7 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
     try:
         network.eval()
         take_shape(network, spec)
-        network.to(memory_format=layout)  # type: ignore[call-overload]
+        lay_out(network, layout)
         with torch.set_grad_enabled(role == "teacher"):
             answer = network(shown)
         leads_back = role == "student" or _leads_back(network, answer, grey, layout)

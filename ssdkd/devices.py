@@ -10,11 +10,12 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdkd.errors import ConfigError
 
@@ -118,6 +119,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def layout_for(layout: str) -> torch.memory_format:
     """Channels last unless it is switched off: what the kernels of a CPU and of a GPU's tensor cores want."""
     return torch.contiguous_format if layout == "contiguous" else torch.channels_last
+
+
+def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """`network`, its filters in that layout, unless it has some of volumes, for which there is no such layout."""
+    if any(tensor.dim() == 5 for tensor in chain(network.parameters(), network.buffers())):
+        return network
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def laid_out(maps: Tensor, layout: torch.memory_format) -> Tensor:

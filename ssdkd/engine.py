@@ -19,7 +19,7 @@ from ssdkd.coefficients import Coefficients
 from ssdkd.config import RunConfig
 from ssdkd.costs import Costs, Work
 from ssdkd.data import ImageSpec, LabelledImages
-from ssdkd.devices import autocast_for, compiles, layout_for, looked_at_once
+from ssdkd.devices import autocast_for, compiles, lay_out, layout_for, looked_at_once
 from ssdkd.distiller import Distiller, Replayed, Shown, default_bound, divergence, make_optimizer
 from ssdkd.errors import CheckpointError, ConfigError, NumericalError, in_one_line
 from ssdkd.evaluation import accuracy, predictions
@@ -79,12 +79,9 @@ class Engine:
         self.config, self.spec, self.device, self.evaluation = config, spec, device, evaluation
         layout = layout_for(config.layout)
         # before they are on the device, which may have operations of its own: a budget means the same on all of them
-        of_teacher, of_student = (
-            Work.of(network.to(memory_format=layout), spec.shape)  # type: ignore[call-overload]
-            for network in (teacher, student)
-        )
-        self.teacher = teacher.to(device, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
-        self.student = student.to(device, memory_format=layout)  # type: ignore[call-overload]
+        of_teacher, of_student = (Work.of(lay_out(network, layout), spec.shape) for network in (teacher, student))
+        self.teacher = lay_out(teacher.to(device), layout).eval().requires_grad_(False)
+        self.student = lay_out(student.to(device), layout)
         averaged = config.distillation.average > 0  # then `student`, which is handed out, is the mean of what learns
         self.learner = copy_of(self.student, "student") if averaged else self.student
         self.random = {

@@ -20,7 +20,7 @@ from ssdkd.buffer import random_views, render
 from ssdkd.build import model_for, require_trainable
 from ssdkd.config import option, parse_command_line
 from ssdkd.data import LabelledImages, load_dataset
-from ssdkd.devices import autocast_for, choose_device, is_out_of_memory
+from ssdkd.devices import autocast_for, choose_device, is_out_of_memory, lay_out
 from ssdkd.errors import ConfigError, NumericalError, run_command
 from ssdkd.evaluation import accuracy, predictions
 from ssdkd.files import expanded, require_writable
@@ -57,7 +57,7 @@ def train(
 ) -> nn.Module:
     """Train `model` on `data` and return it in evaluation mode; `report` hears each epoch's mean loss."""
     spec = data.spec
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    lay_out(model.to(device), torch.channels_last).train()
     random = torch.Generator(device).manual_seed(options.seed)
     images = data.images.permute(0, 2, 3, 1).contiguous().to(device)
     labels = data.labels.to(device)

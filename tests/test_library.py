@@ -292,6 +292,23 @@ def test_a_network_that_flattens_by_view_is_told_what_to_do_and_then_runs(channe
     assert result.student(torch.zeros(2, channels, 8, 8)).shape == (2, 10)
 
 
+class Volumes(nn.Module):
+    """A network that takes an image for a volume of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(1, 4, (1, 3, 3)), nn.Linear(4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.conv(images[:, None]).relu().mean(dim=(2, 3, 4)))
+        return logits
+
+
+def test_networks_that_convolve_volumes_are_taken_in_either_layout() -> None:
+    for layout in ("auto", "contiguous"):
+        assert ssdkd.distill(Volumes(), Volumes(), dataset="digits", layout=layout, **SMALL).summary["rounds"] == 3
+
+
 class Masked(nn.Module):
     """A network that keeps a mask of infinities among its weights."""
 
