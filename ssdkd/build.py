@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from importlib import resources
@@ -16,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from ssdkd.config import ImageConfig, RunConfig
 from ssdkd.data import ImageSpec, LabelledImages, dataset_spec, load_dataset, plain_spec, require_same_task
 from ssdkd.devices import choose_device, keep_freed_memory, laid_out, lay_out, layout_for, seed_torch
-from ssdkd.engine import Engine
+from ssdkd.engine import Engine, copy_of
 from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.files import expanded
 from ssdkd.inversion import Observer
@@ -266,7 +265,7 @@ def require_trainable(network: nn.Module, role: str, spec: ImageSpec, layout: to
     if not weights or not all(p.is_leaf for p in weights):
         raise ConfigError(f"the {role} has no weights that could learn (none of them is a leaf that requires_grad).")
     try:
-        trial = copy.deepcopy(network).train()
+        trial = copy_of(network, role).train()
     except Exception:
         return  # a student may be one that cannot be copied, where no mean of its weights is asked for
     blank = torch.zeros((images, *spec.shape), device=weights[0].device)

@@ -797,7 +797,12 @@ def _checked_terms(given: dict[str, float] | None, starts_from: str, has_batch_n
 def copy_of(network: nn.Module, role: str) -> nn.Module:
     """A second network of the same weights."""
     try:
-        return copy.deepcopy(network)
+        with torch.no_grad():  # else parts in TorchScript go on with what is computed from the weights of the first
+            second = copy.deepcopy(network)
+        for weight, original in zip(second.parameters(), network.parameters(), strict=True):
+            if weight.requires_grad != original.requires_grad:
+                weight.requires_grad_(original.requires_grad)
+        return second
     except Exception as error:  # it may be anyone's code
         advice = ", as the mean of its weights needs: set distillation.average to 0" if role == "student" else ""
         raise ConfigError(f"the {role} cannot be copied ({in_one_line(error)}){advice}.") from error

@@ -309,6 +309,20 @@ def test_networks_that_convolve_volumes_are_taken_in_either_layout() -> None:
         assert ssdkd.distill(Volumes(), Volumes(), dataset="digits", layout=layout, **SMALL).summary["rounds"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_networks_with_parts_in_torchscript_are_taken() -> None:
+    def scripted() -> nn.Module:
+        head = torch.jit.script(nn.Linear(64, 10))
+        return nn.Sequential(nn.Flatten(), head)
+
+    teacher, student = scripted(), scripted()
+    before = [weights(teacher), weights(student)]
+    ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+    assert same(weights(teacher), before[0])
+    assert not same(weights(student), before[1])
+    assert all(weight.requires_grad for network in (teacher, student) for weight in network.parameters())
+
+
 class Masked(nn.Module):
     """A network that keeps a mask of infinities among its weights."""
 
