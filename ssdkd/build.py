@@ -216,11 +216,14 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
                 " Its batch norm is watched, which torch.utils.checkpoint does not bear: leave that out in evaluation "
                 "mode."
             )
+        if "eval() is not supported" in said:
+            advice = " It is a program of torch.export: hand over the module that it was made of."
         if parameter.dtype != torch.float32:
             advice = f" Its weights are {parameter.dtype}: hand over the network.float()."
         raise ConfigError(f"the {role} cannot take images of {size}: {said}.{advice}") from error
     finally:
-        network.train(was_training)
+        if network.training != was_training:
+            network.train(was_training)
     if not isinstance(answer, torch.Tensor):
         kind = type(answer).__name__
         raise ConfigError(f"the {role} answers with a {kind}; wrap it in a module that returns the logits alone.")

@@ -502,6 +502,7 @@ def test_a_teacher_that_images_cannot_be_searched_by_is_refused(teacher: Any, sa
         (lambda: Odd("elsewhere"), "cannot be trained: .*do not depend on its weights"),
         (lambda: a_student().to("meta"), "meta device"),
         (lambda: "wrn16_1", "hand over a torch.nn.Module"),
+        (lambda: torch.export.export(a_student(), (torch.zeros(2, 1, 8, 8),)).module(), "a program of torch.export"),
     ],
 )
 def test_a_student_that_cannot_learn_is_refused(student: Any, says: str) -> None:
