@@ -46,6 +46,7 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             student = build_student(config, spec)
+    require_apart(teacher, student)
     layout = layout_for(config.layout)
     for network, role in ((teacher, "teacher"), (student, "student")):
         _require_fit(network, role, spec, layout)
@@ -53,6 +54,17 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
     require_trainable(student, "student", spec, layout, min(config.distillation.batch, 2))
     seed_torch(config.seed, device)
     return Engine(teacher, student, spec, config, device, evaluation)
+
+
+def require_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """The student is trained in place, the teacher stays as it is: what is trained must not be of both."""
+    taught = set(map(id, teacher.parameters()))
+    for name, weight in student.named_parameters():
+        if weight.requires_grad and id(weight) in taught:
+            raise ConfigError(
+                f"the student's {name} is the teacher's own, which training would change: give the student a copy of "
+                "it (copy.deepcopy)."
+            )
 
 
 def require_budget(config: RunConfig) -> None:

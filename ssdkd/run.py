@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssdkd.build import build_engine, image_spec, is_in_memory, name_in_memory, take_shape
+from ssdkd.build import build_engine, image_spec, is_in_memory, name_in_memory, require_apart, take_shape
 from ssdkd.checkpoint import load_newest
 from ssdkd.config import RunConfig, build, differences, from_mapping, parse_command_line, read_yaml, to_yaml
 from ssdkd.data import says_normalisation
@@ -78,6 +78,7 @@ def distill(
     for network, role in ((teacher, "teacher"), (student, "student")):
         if not isinstance(network, nn.Module):
             raise ConfigError(f"the {role} is a {type(network).__name__}; hand over a torch.nn.Module.")
+    require_apart(teacher, student)  # while they are what the caller has; the teacher is copied below
     from_folder = None
     if resume is not None:
         if options or out is not None:

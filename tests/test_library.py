@@ -323,6 +323,16 @@ def test_networks_with_parts_in_torchscript_are_taken() -> None:
     assert all(weight.requires_grad for network in (teacher, student) for weight in network.parameters())
 
 
+def test_a_student_that_would_change_the_teacher_is_refused() -> None:
+    teacher, student = digits_teacher(), a_student()
+    student.more = teacher.linear  # type: ignore[attr-defined]
+    for other, named in ((teacher, "blocks.0.0.weight"), (student, "more.weight")):
+        with pytest.raises(ConfigError, match=f"the student's {named} is the teacher's own"):
+            ssdkd.distill(teacher, other, dataset="digits", **SMALL)
+    teacher.linear.requires_grad_(False)
+    ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+
+
 class Masked(nn.Module):
     """A network that keeps a mask of infinities among its weights."""
 
