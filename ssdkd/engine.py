@@ -805,6 +805,8 @@ def copy_of(network: nn.Module, role: str) -> nn.Module:
         return second
     except Exception as error:  # it may be anyone's code
         advice = ", as the mean of its weights needs: set distillation.average to 0" if role == "student" else ""
+        if role == "teacher" and "graph leaves" in str(error):  # as the old weight_norm leaves in it, or a hook
+            advice = ": call it on an image under torch.no_grad() first, so that what it holds was computed there"
         raise ConfigError(f"the {role} cannot be copied ({in_one_line(error)}){advice}.") from error
 
 

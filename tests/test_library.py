@@ -333,6 +333,19 @@ def test_a_student_that_would_change_the_teacher_is_refused() -> None:
     ssdkd.distill(teacher, student, dataset="digits", **SMALL)
 
 
+def test_a_teacher_that_holds_what_it_computed_is_told_how_to_let_go_of_it() -> None:
+    teacher = digits_teacher()
+    teacher.register_forward_hook(lambda module, _, logits: setattr(module, "last", logits))
+    teacher(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(
+        ConfigError, match=r"the teacher cannot be copied .*: call it .* under torch\.no_grad\(\) first"
+    ):
+        ssdkd.distill(teacher, a_student(), dataset="digits", **SMALL)
+    with torch.no_grad():
+        teacher(torch.zeros(2, 1, 8, 8))
+    assert ssdkd.distill(teacher, a_student(), dataset="digits", **SMALL).summary["teacher_accuracy"] > 95
+
+
 class Masked(nn.Module):
     """A network that keeps a mask of infinities among its weights."""
 
