@@ -71,6 +71,16 @@ def test_a_training_of_few_steps_is_one_too(digits: LabelledImages, epochs: int)
     assert not torch.equal(model.linear.weight, fresh().linear.weight)
 
 
+def test_a_teacher_that_convolves_volumes_learns_too(digits: LabelledImages) -> None:
+    volumes = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 1)), torch.nn.Conv3d(1, 4, (1, 3, 3)), torch.nn.Flatten(), torch.nn.Linear(144, 10)
+    )
+    model = teacher.train(
+        volumes, digits, TeacherTraining(epochs=12, batch=32, learning_rate=0.02), torch.device("cpu")
+    )
+    assert share_right(model, digits) > 0.3
+
+
 def test_the_seed_decides_the_order_of_the_images(digits: LabelledImages) -> None:
     weights = [
         teacher.train(
