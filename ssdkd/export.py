@@ -27,7 +27,7 @@ from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.data import ImageSpec
 from ssdkd.errors import ConfigError, Parser, SsdkdError, first_line, run_command
 from ssdkd.files import atomic_write_bytes, expanded
-from ssdkd.models import load_weights
+from ssdkd.models import load_weights, unwrapped
 from ssdkd.tracking.folder import CONFIG, STUDENT, SUMMARY, RunFolder
 
 LARGEST_DIFFERENCE = 1e-4
@@ -142,7 +142,7 @@ def export(
         ConfigError: the network cannot be written in this format, or answers differently then.
     """
     written = FORMATS[format_name]
-    network = network.cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = unwrapped(network).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     random = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="ssdkd-export-") as folder, torch.no_grad(), _silence():
         draft = Path(folder) / f"student{written.suffix}"
@@ -215,7 +215,7 @@ def student_of(folder: RunFolder) -> tuple[nn.Module, ImageSpec, dict[str, Any]]
         )
     student = build_student(config, spec)
     load_weights(student, folder / STUDENT)
-    return student, spec, summary
+    return unwrapped(student), spec, summary
 
 
 def run(argv: Sequence[str] | None) -> None:

@@ -119,6 +119,13 @@ def test_a_model_that_answers_differently_is_not_written(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["torchscript", "exported-program"])
+def test_a_compiled_student_is_exported_as_the_one_inside(name: str, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for number, student in enumerate((torch.compile(plain), nn.DataParallel(plain))):
+        assert export(student, name, tmp_path / f"{number}.pt", (1, 8, 8), {}) <= 1e-4
+
+
 class Undecided(nn.Module):
     """Goes by the content of its input, which no graph can hold."""
 

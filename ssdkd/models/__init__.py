@@ -8,7 +8,7 @@ Adding a model is one function under `@register_model("name")`; see `ssdkd.model
 
 from ssdkd.models import convnet, lenet, mobilenet, resnet, vgg, wide_resnet  # noqa: F401  (fills the registry)
 from ssdkd.models.counting import count_multiply_adds, count_parameters, count_work
-from ssdkd.models.loading import fingerprint, load_weights, save_trained, save_weights
+from ssdkd.models.loading import fingerprint, load_weights, save_trained, save_weights, unwrapped
 from ssdkd.models.registry import available_models, create_model, register_model
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "register_model",
     "save_trained",
     "save_weights",
+    "unwrapped",
 ]

@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise CheckpointError(f"weights file {path} cannot be read: {error.strerror or error}.") from error
 
-    target = _unwrapped(model)
+    target = unwrapped(model)
     expected = {name: value for name, value in target.state_dict().items() if isinstance(value, torch.Tensor)}
     found = _without_prefix(found, expected)
     _refuse_mismatch(path, found, expected)
@@ -76,7 +76,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"weights cannot be saved as {path}: let the name end in .safetensors.")
-    state = {name: value for name, value in _unwrapped(model).state_dict().items() if isinstance(value, torch.Tensor)}
+    state = {name: value for name, value in unwrapped(model).state_dict().items() if isinstance(value, torch.Tensor)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, state, {"format": "pt"})
@@ -205,7 +205,7 @@ def _state_dict_in(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in loaded.items() if not name.endswith("_extra_state")}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile and (Distributed)DataParallel, whose names carry no prefix."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
