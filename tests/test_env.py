@@ -25,6 +25,7 @@ from ssdkd import build, selection
 from ssdkd.coefficients import RANGES, Coefficients
 from ssdkd.engine import Engine
 from ssdkd.errors import ConfigError, NumericalError
+from ssdkd.models import create_model
 
 TINY: dict[str, Any] = {
     "dataset": "digits",
@@ -258,6 +259,32 @@ def test_warm_starts_share_no_state_between_episodes() -> None:
     assert torch.equal(images, env.engine.buffer.images)
 
 
+def test_as_many_warm_ups_and_first_students_as_are_asked_for_are_kept() -> None:
+    env, buffers, students = tiny_env(warm_starts=2), set(), set()
+    for seed in range(6):
+        env.reset(seed=seed)
+        buffers.add(env.engine.buffer.images.sum().item())
+        students.add(sum(p.sum().item() for p in env.engine.student.parameters()))
+    assert len(buffers) == len(students) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"teacher": {"checkpoint": None, "name": f"{__name__}:plain"}},
+        {"inversion": {"steps": 3}},
+        {"buffer": {"capacity": 30}},
+        {"probe": {"images": 30}},
+    ],
+    ids=str,
+)
+def test_a_warm_up_serves_no_task_whose_own_would_be_another(other: dict[str, Any]) -> None:
+    both, alone = tiny_env(warm_starts=1), tiny_env(warm_starts=1)
+    both.reset(seed=0)
+    seen = [env.reset(seed=1, options={"task": other})[0] for env in (both, alone)]
+    np.testing.assert_array_equal(*seen)
+
+
 def test_a_warm_start_serves_another_student_as_its_own_warm_up_would() -> None:
     tasks = [{}, {"student": {"arguments": {"widths": [4, 8, 8]}}, "rounds": 3}]
     both, alone = tiny_env(tasks=tasks, warm_starts=1), tiny_env(tasks=tasks, warm_starts=1)
@@ -413,6 +440,7 @@ def test_observations_stay_inside_whatever_is_measured() -> None:
         memory.recent.append(dict.fromkeys(env.memory.now, value))
         memory.recent.append(dict.fromkeys(env.memory.now, value))
         assert space.contains(observe(memory)), value
+        assert not math.isnan(value) or observe(memory)[ENTRY_OF["probe_kl"]] == 1.0, "as if it were beyond all bounds"
 
 
 @pytest.mark.parametrize("minutes", [False, True])
@@ -427,6 +455,30 @@ def test_the_length_of_a_budget_is_told_in_rounds_and_in_student_steps(minutes: 
     seen = dict(zip(names, observe(memory).tolist(), strict=True))
     assert seen["budget"] == pytest.approx(math.log10(100) / 5)
     assert seen["steps"] == pytest.approx(math.log10(2000) / 6)
+
+
+def plain() -> torch.nn.Module:
+    """A teacher without batch norm."""
+    return create_model("convnet", {"widths": [8], "batch_norm": False}, num_classes=10, in_channels=1)
+
+
+def test_a_task_is_told_by_what_it_costs_and_how_much_of_the_buffer_a_round_replays_and_makes() -> None:
+    def told(**task: Any) -> tuple[dict[str, float], Engine]:
+        env = tiny_env()
+        observation, _ = env.reset(seed=0, options={"task": task})
+        return dict(zip(ENTRY_OF, observation.tolist(), strict=True)), env.engine
+
+    seen, engine = told()
+    assert seen["replays_per_round"] == pytest.approx(math.log10(4 * 16 / 40) / 3)
+    assert seen["candidates_per_round"] == pytest.approx(math.log10(16 / 40) / 3)
+    student, teacher = (work.multiply_adds for work in (engine.costs.student, engine.costs.teacher))
+    assert student < teacher
+    assert seen["student_size"] == pytest.approx(math.log10(student / teacher) / 3)
+    step, whole = engine.round_cost(5) - engine.round_cost(4), engine.round_cost(4)
+    assert seen["making_share"] == pytest.approx(1.0 - 4 * step / whole)
+    assert seen["starting_share"] == pytest.approx(1.0 - 16 * student / engine.costs.student.on(16))
+    assert seen["batch_norm"] == 1.0
+    assert told(teacher={"name": f"{__name__}:plain", "checkpoint": None})[0]["batch_norm"] == 0.0
 
 
 def test_where_minutes_are_given_the_rounds_that_stand_beside_them_are_no_budget() -> None:
@@ -461,6 +513,30 @@ def test_an_entry_is_read_on_the_scale_that_it_tells() -> None:
         **{"last_gain": 0.3, "agreement_slope": 0.4, "kl_slope": 0.0},
     }
     assert {name: ENTRIES[ENTRY_OF[name]].read(memory) for name in told} == pytest.approx(told, abs=1e-9)
+
+
+def test_an_entry_reads_the_statistic_of_its_name_on_the_scale_that_its_meaning_tells() -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    facts = {name: (1 + place) / 1000 for place, name in enumerate(env.memory.now)}
+    facts["learning_rate"] = facts["learning_rate_fraction"]
+    memory = Memory(task=env.memory.task)
+    memory.recent.append(facts)
+    named = [entry for entry in ENTRIES if entry.name in facts]
+    assert len(named) > 25
+    for entry in named:
+        value = expected = facts[entry.name]
+        if entry.meaning.startswith("log10 of"):
+            expected = math.log10(value + 1e-6) / 6
+        elif entry.meaning.startswith("log(1 + "):
+            expected = math.log1p(value) / 10
+        assert entry.read(memory) == pytest.approx(expected), entry.name
+
+
+def test_what_is_remembered_of_an_episode_comes_back_as_it_was() -> None:
+    memory = Memory(coefficients=Coefficients(alpha=0.5), reward=1.5, gain=2.5, task={"rounds": 3.0})
+    memory.recent.append({"probe_kl": 4.5})
+    assert Memory.from_state(memory.state_dict()) == memory
 
 
 def test_novelty_tells_how_much_less_is_known_of_new_images_than_of_replayed_ones() -> None:
