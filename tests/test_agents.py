@@ -408,6 +408,66 @@ def test_a_deterministic_actor_tries_other_actions_when_it_learns_on(algorithm: 
     assert not np.array_equal(*tried)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_learning_on_begins_as_what_was_learned(algorithm: str) -> None:
+    policy, seen = some_policy(algorithm), some_observations()
+    begun = AdaptivePolicy(policy, seed=2**40 + 5).learned
+    np.testing.assert_array_equal(
+        begun.predict(seen, deterministic=True)[0], policy.predict(seen, deterministic=True)[0]
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_what_is_learned_on_from_is_what_was_seen_and_done_and_came_of_it_scaled_as_in_training(algorithm: str) -> None:
+    policy, (first, second, third) = some_policy(algorithm, reward_scale=4.0), some_observations()
+    learning = AdaptivePolicy(policy)
+    done = [learning.predict(first)[0]]
+    learning.learn(2.0, second, True)
+    done += [learning.predict(second)[0]]
+    learning.learn(-1e9, third, False)
+    held = learning.model.rollout_buffer if algorithm == "ppo" else learning.model.replay_buffer
+    np.testing.assert_allclose(held.observations[:2, 0], policy.seen([first, second]))
+    np.testing.assert_allclose(np.clip(held.actions[:2, 0], -1, 1), done)
+    assert held.rewards[:2, 0].tolist() == [0.5, -10.0], "the bound is that of training"
+    if algorithm == "ppo":
+        assert held.episode_starts[:2, 0].tolist() == [1.0, 1.0]
+        learning.predict(third)
+        learning.learn(0.0, third, False)
+        assert held.episode_starts[2, 0] == 0.0
+    else:
+        np.testing.assert_allclose(held.next_observations[:2, 0], policy.seen([second, third]))
+        assert held.dones[:2, 0].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_on_policy_algorithm_learns_on_every_16_rounds_from_what_the_state_it_came_to_is_worth(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning, (seen, reached, _) = AdaptivePolicy(some_policy()), some_observations()
+    told: list[Any] = []
+    monkeypatch.setattr(
+        learning.model.rollout_buffer, "compute_returns_and_advantage", lambda **facts: told.append(facts)
+    )
+    worth = float(learning.value(reached))  # type: ignore[arg-type]
+    for n in range(20):
+        learning.predict(seen)
+        learning.learn(0.1, reached, ended and n == 15)
+    (facts,) = told
+    assert facts["last_values"].item() == pytest.approx(worth, rel=1e-5)
+    assert facts["dones"].tolist() == [ended]
+
+
+@pytest.mark.parametrize(("given", "batch"), [({"batch_size": 8}, 8), ({"batch_size": 1024}, 64), ({}, 64)])
+def test_an_off_policy_algorithm_learns_on_after_each_round_once_it_has_a_batch(
+    given: dict[str, int], batch: int
+) -> None:
+    learning, seen = AdaptivePolicy(some_policy("sac", arguments=given)), some_observations()[0]
+    for n in range(batch + 1):
+        learning.predict(seen)
+        learning.learn(0.1, seen, False)
+        assert learning.diagnostics(seen)["updates"] == max(n + 2 - batch, 0)
+
+
 def test_learning_on_needs_no_real_images() -> None:
     assert AdaptivePolicy(some_policy(reward="validation")).reward == "area"
     assert AdaptivePolicy(some_policy(reward="outcome")).reward == "area"

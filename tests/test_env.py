@@ -1,5 +1,6 @@
 """Promises of `ssdkd/SampleSelection-v0`: episodes that repeat, and a probe that nobody bends."""
 
+import copy
 import inspect
 import itertools
 import math
@@ -23,6 +24,8 @@ from envs.rewards import REWARDS, budget_left, log_kl
 from envs.spaces import ENTRIES, Memory, action_table, observation_space, observation_table, observe
 from ssdkd import build, selection
 from ssdkd.coefficients import RANGES, Coefficients
+from ssdkd.config import RunConfig
+from ssdkd.config import build as build_config
 from ssdkd.engine import Engine
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.models import create_model
@@ -342,6 +345,30 @@ def test_reset_takes_a_task_of_its_own() -> None:
     assert env.engine.config.rounds == 4
     assert info["task"] == -1
     assert observation[ENTRY_OF["budget"]] == pytest.approx(math.log10(4) / 5)
+
+
+@pytest.mark.parametrize("options", [None, {"task": {"rounds": 4, "buffer": {"capacity": 30}}}], ids=["drawn", "given"])
+def test_an_episode_that_is_taken_up_elsewhere_goes_on_as_it_would_have_and_so_do_the_next(options: Any) -> None:
+    tasks = [{"rounds": 5}, {"student": {"arguments": {"widths": [4, 8, 8]}}}, {"rounds": 3}]
+    one, other = (tiny_env(tasks=tasks, reward="area") for _ in range(2))
+    one.reset(seed=1, options=options)
+    one.step(np.zeros(SIZE))
+    other.restore_episode(copy.deepcopy(one.episode_state()))
+    for _ in range(2):
+        expected, found = (env.step(np.ones(SIZE)) for env in (one, other))
+        np.testing.assert_array_equal(found[0], expected[0])
+        assert found[1:] == expected[1:]
+    (expected, told), (found, its) = (env.reset() for env in (one, other))
+    np.testing.assert_array_equal(found, expected)
+    assert told == its
+
+
+def test_an_engine_that_is_given_serves_one_episode() -> None:
+    env = SampleSelectionEnv(engine=build.build_engine(build_config(RunConfig, [(TINY, "this test")])))
+    env.reset(seed=0)
+    env.step(np.zeros(SIZE))
+    with pytest.raises(ConfigError, match="the engine given has begun already"):
+        env.reset(seed=0)
 
 
 @pytest.mark.parametrize(
