@@ -20,15 +20,17 @@ import pytest
 import torch
 import yaml
 from stable_baselines3 import DDPG, DQN, PPO, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_env import TINY
 
-from agents import choose_policy, curves, evaluate, train
+from agents import choose_policy, curves, evaluate, fixed_policy, train
 from agents.adapt import AdaptivePolicy
 from agents.evaluate import area_under, interquartile_mean, rounds_of
 from agents.learning import NEUTRAL, Spaces, algorithm_class, build_learner
 from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
 from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
+from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
 from ssdkd.coefficients import RANGES, Coefficients
@@ -144,6 +146,33 @@ def test_a_critic_that_has_learned_nothing_says_nothing() -> None:
     assert set(learning.diagnostics(observation)) == {"spread", "updates", "value"}
 
 
+def test_a_policy_sees_observations_as_vec_normalize_showed_them_in_training() -> None:
+    policy, seen = some_policy(), some_observations()
+    policy.var[0], policy.var[1] = 1e-6, 0.0  # an entry that hardly changed, and one that never did
+    shown = VecNormalize(DummyVecEnv([lambda: Spaces(NAMES, ACTIONS)]), clip_obs=10.0)
+    shown.obs_rms.mean, shown.obs_rms.var = policy.mean, policy.var
+    np.testing.assert_array_equal(policy.seen(seen), shown.normalize_obs(seen))
+
+
+def test_whatever_changes_decisions_changes_the_fingerprint() -> None:
+    def changed(what: str) -> str:
+        policy = some_policy()
+        if what in ("mean", "var"):
+            getattr(policy, what)[3] += 0.5
+        elif what == "weights":
+            policy.network.state_dict()["action_net.bias"][0] += 0.5
+        return policy.fingerprint()
+
+    assert changed("nothing") == some_policy().fingerprint()
+    assert len({changed(what) for what in ("nothing", "mean", "var", "weights")}) == 4
+
+
+def test_reading_a_policy_draws_nothing_from_its_callers_random_numbers() -> None:
+    before = torch.get_rng_state()
+    load_policy()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_determinism_actions_are_drawn() -> None:
     policy, observation = some_policy(), some_observations(1)[0]
     drawn = [policy.predict(observation)[0] for _ in range(2)]
@@ -223,7 +252,7 @@ def rewritten(path: Path, changes: dict[str, Any], tensors: dict[str, Any] | Non
         ({"reward": "fame"}, None, "reward"),
         ({"reward": ["area"]}, None, "reward"),
         ({"activation": ["tanh"]}, None, "activation"),
-        ({"reward_scale": 0}, None, "reward_scale"),
+        *(({"reward_scale": scale}, None, "reward_scale") for scale in (0, -1.0, math.inf, math.nan, True)),
         ({"arguments": []}, None, "arguments"),
         ({}, {"normalise.var": torch.full((len(NAMES),), -1.0)}, "negative"),
         ({}, {"normalise.mean": torch.full((len(NAMES),), math.nan)}, "normalise.mean"),
@@ -272,6 +301,21 @@ def test_a_zip_of_stable_baselines_needs_trust(use_sde: bool, tmp_path: Path) ->
     trusted.save(tmp_path / "own.safetensors")
     own = load_policy(tmp_path / "own.safetensors")
     np.testing.assert_allclose(own.predict(observations, deterministic=True)[0], expected, atol=1e-6)
+
+
+def test_a_zip_of_other_tables_is_refused(tmp_path: Path) -> None:
+    PPO("MlpPolicy", Spaces(NAMES[1:], ACTIONS), device="cpu").save(tmp_path / "older.zip")
+    with pytest.raises(
+        CheckpointError, match=rf"reads \({len(NAMES) - 1},\) and sets \({len(ACTIONS)},\).*train it again"
+    ):
+        load_policy(tmp_path / "older.zip", trust=True)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "sac", "td3"])
+def test_a_zip_tells_which_algorithm_it_is_of(algorithm: str, tmp_path: Path) -> None:
+    build_learner(algorithm, Spaces(NAMES, ACTIONS), [8], "relu", {}, 0).save(tmp_path / "p.zip")
+    found = load_policy(tmp_path / "p.zip", trust=True).description
+    assert (found.algorithm, found.activation) == (algorithm, "relu")
 
 
 def test_a_zip_tells_which_algorithm_it_is_of_or_is_refused(tmp_path: Path) -> None:
@@ -450,7 +494,7 @@ def test_an_on_policy_algorithm_learns_on_every_16_rounds_from_what_the_state_it
     )
     worth = float(learning.value(reached))  # type: ignore[arg-type]
     for n in range(20):
-        learning.predict(seen)
+        assert np.abs(learning.predict(seen)[0]).max() <= 1.0, "drawn, and within what an action is"
         learning.learn(0.1, reached, ended and n == 15)
     (facts,) = told
     assert facts["last_values"].item() == pytest.approx(worth, rel=1e-5)
@@ -505,6 +549,13 @@ def test_axes_span_the_tasks() -> None:
     assert all(task["threads"] == 1 for task in tasks)
     assert held_out_tasks(family) == tasks, "without held-out tasks, the training tasks"
     assert len({name_of(task) for task in tasks}) == len(tasks)
+
+
+def test_what_a_task_sets_goes_before_what_all_share() -> None:
+    family = TasksConfig(common={"rounds": 9, "buffer": {"capacity": 150, "views": 1}}, tasks=[{"rounds": 2}, {}])
+    family.held_out = [{"buffer": {"capacity": 160}}]
+    assert [task["rounds"] for task in training_tasks(family)] == [2, 9]
+    assert held_out_tasks(family) == [{"rounds": 9, "buffer": {"capacity": 160, "views": 1}}]
 
 
 def test_a_models_arguments_are_replaced_as_a_whole() -> None:
@@ -1061,6 +1112,26 @@ def base_and_task(tmp_path: Path) -> tuple[str, dict[str, Any]]:
     return family.base, held_out_tasks(family)[0]
 
 
+def test_an_episode_is_judged_by_its_curves_over_the_budget_and_by_its_end(tmp_path: Path) -> None:
+    tiny_family(tmp_path)
+    base, task = base_and_task(tmp_path)
+    env, policy = SampleSelectionEnv(base, tasks=[task], reward="area"), fixed_policy("random", 1007)
+    played = [
+        (told["statistics"], progress, env.engine.accuracy(env.engine.student))
+        for _, told, progress, _ in rounds_of(env, policy, 1007)
+    ]
+    last, at, right = (list(column) for column in zip(*played, strict=True))
+    assert len(at) % 2 == 0, "the last round is not among every second one"
+    found = evaluate.play("random", base, task, 1007, accuracy_every=2)
+    logs = [math.log(statistics["probe_kl"]) for statistics in last]
+    assert found.probe_area == pytest.approx(area_under(at, [logs[0] - log for log in logs]))
+    assert found.accuracy_area == pytest.approx(area_under([*at[::2], at[-1]], [*right[::2], right[-1]]))
+    assert (found.accuracy, found.rounds, found.seed) == (right[-1], len(at) - 1, 1007)
+    assert (found.probe_kl, found.agreement) == (last[-1]["probe_kl"], 100.0 * last[-1]["probe_agreement"])
+    at_the_end = evaluate.play("random", base, task, 1007, accuracy_every=0)
+    assert (at_the_end.accuracy_area, at_the_end.accuracy) == (None, right[-1])
+
+
 def test_coefficients_may_stand_for_a_policy() -> None:
     policy = evaluate.policy_by("{alpha: 0.75, beta: [0.0, 1.0]}", seed=0)
     late = np.zeros(len(ENTRIES), dtype=np.float32)
@@ -1091,6 +1162,7 @@ def test_a_curve_begins_where_the_budget_does() -> None:
 
     class Idle:
         def predict(self, observation: Any, deterministic: bool) -> Any:
+            assert deterministic, "whoever is judged does not explore"
             return np.zeros(1), None
 
     played: Any = rounds_of(Late(), Idle(), 0)  # type: ignore[arg-type]
