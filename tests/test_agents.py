@@ -173,6 +173,16 @@ def test_reading_a_policy_draws_nothing_from_its_callers_random_numbers() -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_spread_that_is_shown_is_the_standard_deviation_of_actions() -> None:
+    drawn, squashed = some_policy("ppo"), some_policy("sac")
+    with torch.no_grad():
+        drawn.network.log_std.fill_(math.log(0.3))  # type: ignore[operator, union-attr]
+        for part in squashed.network.actor.log_std.parameters():  # type: ignore[union-attr]
+            part.fill_(math.log(0.3) if part.ndim == 1 else 0.0)
+    for policy in (drawn, squashed):
+        assert policy.diagnostics(some_observations()[0])["spread"] == pytest.approx(0.3)
+
+
 def test_without_determinism_actions_are_drawn() -> None:
     policy, observation = some_policy(), some_observations(1)[0]
     drawn = [policy.predict(observation)[0] for _ in range(2)]
@@ -1073,6 +1083,15 @@ def test_tasks_of_one_name_are_told_apart_and_compared_each_with_itself(
     assert "all tasks (interquartile means; episodes of each policy: 2)" in shown
 
 
+def test_a_summary_tells_each_policy_by_its_own_episodes_and_nothing_of_what_none_knows() -> None:
+    def episode(name: str, seed: int, accuracy: float | None) -> evaluate.Episode:
+        return evaluate.Episode(name, "a task", seed, 2.0, 1.0, 50.0 + seed, None, accuracy, 9, 1.0, 2.0)
+
+    told = evaluate.summary([episode(n, s, a) for n, a in (("ssdkd", 80.0), ("blind", None)) for s in (0, 1)])
+    assert told["ssdkd"] == {"accuracy": 80.0, "probe_area": 2.0, "agreement": 50.5}
+    assert told["blind"] == {"probe_area": 2.0, "agreement": 50.5}
+
+
 def test_an_evaluation_stopped_by_ctrl_c_keeps_the_episodes_that_have_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1139,7 +1158,15 @@ def test_coefficients_may_stand_for_a_policy() -> None:
     first, last = (policy.predict(o)[0] for o in (np.zeros_like(late), late))
     assert first[ACTIONS.index("alpha")] == pytest.approx(0.0)
     assert (first[ACTIONS.index("beta")], last[ACTIONS.index("beta")]) == (-1.0, 1.0)
-    for wrong in ("{alfa: 1}", "{alpha: 99}", "{alpha: [}", "{alpha: much}", "{alpha: [0.1, 0.9, 0.2]}", "{alpha: []}"):
+    for wrong in (
+        "{alfa: 1}",
+        "{alpha: 99}",
+        "{alpha: [}",
+        "{alpha: much}",
+        "{alpha: [0.1, 0.9, 0.2]}",
+        "{alpha: []}",
+        "{alpha: [1, 9]}",
+    ):
         with pytest.raises(ConfigError, match="policies"):
             evaluate.policy_by(wrong, seed=0)
     mappings = [{"alpha": 0.75, "beta": [0.0, 1.0]}, {r.name: r.neutral for r in RANGES}]

@@ -99,6 +99,18 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert found == estimate(sample.tolist()), "the same values give the same interval"
 
 
+def test_intervals_are_those_of_95_percent_of_the_resampled_means() -> None:
+    random = np.random.default_rng(3)
+    sample = random.normal(50.0, 10.0, 20)
+    low, high = np.quantile(interquartile_mean(random.choice(sample, (20_000, 20))), [0.025, 0.975])
+    found = estimate(sample.tolist())
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.3)
+    edges = selection.band(np.stack([sample, 2.0 * sample], axis=1))
+    assert np.concatenate(edges) == pytest.approx([low, 2 * low, high, 2 * high], abs=0.6)
+    reached = selection.reaches(np.outer(sample, selection.GRID), np.full(20, 25.0))
+    assert (reached["low"], reached["high"]) == pytest.approx((25.0 / high, 25.0 / low), abs=0.02)
+
+
 def test_without_spread_or_with_one_seed_there_is_no_width() -> None:
     same = estimate([5.0, 5.0, 5.0])
     assert (same.low, same.value, same.high) == (5.0, 5.0, 5.0)
@@ -115,6 +127,7 @@ def test_an_area_in_time_is_cut_or_goes_on_level() -> None:
 def test_where_a_curve_first_comes_to_a_value() -> None:
     assert first_reached([0.0, 0.5, 1.0], [1.0, 3.0, 2.0], 2.5) == 0.5
     assert first_reached([0.0, 1.0], [1.0, 2.0], 2.5) is None
+    assert first_reached([0.0, 0.5, 1.0], [1.0, 2.0, 3.0], 2.0) == 0.5, "to come to it is enough"
 
 
 def test_rank_correlation_of_progress_and_accuracy() -> None:
@@ -144,6 +157,30 @@ def test_policies_are_compared_at_equal_compute_and_at_equal_time() -> None:
     assert ours["final_in_time"]["value"] == pytest.approx(81.5), "after 2 s, when ssdkd is at its end"
     assert ours["area_in_time"]["value"] == pytest.approx(81.5 / 2)
     assert ours["rank_correlation"] == pytest.approx(1.0)
+
+
+def test_a_run_ends_with_the_student_handed_out_and_its_middle_is_that_of_the_runs() -> None:
+    kls = ([2.0, 1.0], [1.0, 2.0], [2.0, 1.0])
+    runs = [
+        replace(outcome("ssdkd", seed, [0.0, 50.0, 60.0], pace=4.0**seed, kl=kl), final=44.0 + seed)
+        for seed, kl in enumerate(kls)
+    ]
+    found = compare(runs)["policies"]["ssdkd"]
+    assert found["final"]["value"] == 45.0
+    assert found["reaches_ssdkd"]["value"] == pytest.approx(0.45)
+    assert found["rank_correlations"] == pytest.approx([1.0, -1.0, 1.0])
+    assert (found["rank_correlation"], found["seconds"]) == pytest.approx((1.0, 8.0)), "medians"
+
+
+def test_a_picture_shows_for_each_policy_the_middle_of_its_seeds_over_compute_and_over_seconds() -> None:
+    runs = [outcome("slow", seed, [0.0, 20.0, 40.0 + seed]) for seed in range(3)]
+    runs += [outcome("fast", seed, [0.0, 60.0, 80.0 + seed], pace=2.0) for seed in range(3)]
+    over_compute, over_time = selection.charts("t", runs)
+    for chart, end, ends in ((over_compute, 100.0, (41.0, 81.0)), (over_time, 3.0, (41.0, 70.5))):
+        assert [line.label for line in chart.lines] == ["slow", "fast"]
+        assert [line.x[-1] for line in chart.lines] == [end] * 2
+        assert [line.y[-1] for line in chart.lines] == pytest.approx(ends)
+        assert all(b.low[-1] <= line.y[-1] <= b.high[-1] for b, line in zip(chart.bands, chart.lines, strict=True))
 
 
 def test_without_ssdkd_policies_are_compared_with_learned() -> None:
@@ -312,6 +349,67 @@ def test_a_comparison_of_which_every_run_fails_says_so_and_has_no_picture(
     assert selection.main(["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]) == 1
     assert "digits-ssdkd-seed0: the loss is not finite" in capsys.readouterr().out
     assert not (tmp_path / "selection.png").exists()
+
+
+def test_a_runs_curve_begins_with_the_untrained_student_after_the_warm_up(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("summary.json", {"phase_seconds": {"warmup": 1.5}, "student_accuracy": 61.0})
+    folder.write_json(selection.MARK, {"accuracy_at_start": 9.0})
+    lines = [
+        {"round": 1, "progress": 0.4, "seconds": 3.0, "accuracy": 40.0, "probe_kl": None},
+        {"round": 2, "progress": 0.7, "seconds": 4.0, "accuracy": None, "probe_kl": 2.0},
+        {"round": 3, "progress": 1.0, "seconds": 5.0, "accuracy": 60.0, "probe_kl": 0.5},
+    ]
+    folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert selection.read(SimpleNamespace(task="t", policy="p", seed=3), folder) == Outcome(  # type: ignore[arg-type]
+        *("t", "p", 3, [0.0, 0.4, 1.0], [1.5, 3.0, 5.0], [9.0, 40.0, 60.0], [math.inf, 0.5], 61.0)
+    )
+
+
+class NotedError(Exception):
+    """What a policy was asked for."""
+
+
+def test_every_run_has_its_seed_and_only_learned_policies_have_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(selection.DEFAULT)
+    given = argparse.Namespace(
+        **{"policies": ["random", "learned", "adaptive"], "policy_file": file, "ablate": True, "coefficients": None},
+        **{"tasks": ["digits"], "teachers_root": None, "teacher": None, "data_root": None},
+        **{"share": 1.0, "seeds": 2, "first_seed": 3},
+    )
+    jobs, left_out = selection.jobs_for(given, [])
+    assert not left_out
+    assert [(job.seed, job.config.seed) for job in jobs] == [(3, 3)] * (len(jobs) // 2) + [(4, 4)] * (len(jobs) // 2)
+    assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+    for job in jobs:
+        learned = job.policy != "random"
+        assert (job.config.policy_file, bool(job.digest)) == (file if learned else None, learned)
+        assert job.config.adapt == (job.policy == "adaptive")
+    assert {"random", "learned", "adaptive", "without_effort", "without_feedback"} <= {job.policy for job in jobs}
+
+    def noted(name: str, seed: int, *_: Any) -> None:
+        raise NotedError(name, seed)
+
+    monkeypatch.setattr(selection, "choose_policy", noted)
+    asked = []
+    for job in (job for job in jobs if job.policy in given.policies):
+        with pytest.raises(NotedError) as error:
+            selection.play(job, tmp_path)
+        asked.append(error.value.args)
+    assert asked == [(name, seed) for seed in (3, 4) for name in ("random", "learned", "learned")]
+
+
+def test_coefficients_are_drawn_over_the_stretch_of_the_budget_in_which_they_held(tmp_path: Path) -> None:
+    for seed, last in enumerate((0.25, 1.0)):
+        folder = tmp_path / f"t-learned-seed{seed}"
+        folder.mkdir()
+        rounds = [(0.5, 4.0), (0.9, last), (1.0, last)]
+        told = [{"round": n, "progress": end, "effort": effort} for n, (end, effort) in enumerate(rounds)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    (chart,) = selection.coefficient_charts(tmp_path, ["effort"])
+    assert chart.lines[0].y == pytest.approx([1.0] * 50 + [-0.5] * 51), "their mean over the seeds, in action space"
 
 
 def test_what_the_policy_set_is_drawn_for_any_number_of_tasks(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import train
 from agents.adapt import AdaptivePolicy
-from agents.evolution import Evolution
+from agents.evolution import Evolution, slope_of
 from agents.learning import Pausable
 from agents.policies import Description, load_policy, policy_of
 from envs.spaces import ENTRIES
@@ -43,10 +44,10 @@ class Bent(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._see(), 0.1 * (self.luck - miss), self.round == 3, False, {}
 
 
-def learner(environments: int = 2, net_arch: tuple[int, ...] = (), **arguments: Any) -> Evolution:
+def learner(environments: int = 2, net_arch: tuple[int, ...] = (), seed: int = 0, **arguments: Any) -> Evolution:
     vector = DummyVecEnv([lambda: Pausable(Bent())] * environments)
     kwargs = {"net_arch": list(net_arch), "activation_fn": torch.nn.Tanh}
-    return Evolution("MlpPolicy", vector, policy_kwargs=kwargs, seed=0, **arguments)
+    return Evolution("MlpPolicy", vector, policy_kwargs=kwargs, seed=seed, **arguments)
 
 
 def test_it_learns_what_to_do_and_when() -> None:
@@ -85,6 +86,61 @@ def test_a_place_without_an_episode_plays_nothing_and_changes_nothing(monkeypatc
     assert played == [72], "two updates of six episodes of three rounds, twice"
     for mine, its in zip(alone.policy.parameters(), beside.policy.parameters(), strict=True):
         assert torch.equal(mine, its)
+
+
+def test_each_update_tries_other_noise_from_other_seeds_and_so_does_each_training() -> None:
+    tried, given = [], []
+    for seed in (0, 1):
+        model = learner(pairs=2, seed=seed)
+        Bent.seeds.clear()
+        model.learn(24)
+        given += [seed for seed in Bent.seeds if seed is not None and seed > 1000]
+        tried += model.tried[:4].tolist()
+    assert len(set(given)) == len(given) / 2 == 8
+    assert len({tuple(noise) for noise in tried}) == 8
+
+
+def test_what_a_weight_is_worth_is_found_by_ridge_regression_on_pairs_that_count_the_less_the_older_they_are() -> None:
+    tried, told = torch.eye(2), torch.tensor([3.0, 6.0])
+    assert slope_of(tried, told, torch.tensor([1.0, 0.5])).tolist() == pytest.approx([3.0 / 3.0, 3.0 / 2.5])
+
+
+def test_an_update_moves_by_the_rate_that_it_documents() -> None:
+    """Worked out by hand: two weights, each of which one pair tried by itself."""
+    model = learner(constant=True, pairs=2, spread=0.2, rate=0.5, memory=0.5)
+    model.set_logger(Logger(None, []))
+    drawn, weights = 0.2 * torch.eye(2), model.policy.action_net.bias
+    begun = weights.detach().clone()
+    model._move(begun, drawn, torch.tensor([[5.006, 4.994], [1.0, 1.012]]))
+    slopes = np.array([0.006, -0.006]) / (1 + 2)
+    assert (weights - begun).tolist() == pytest.approx((0.2 * 100 * 0.5 * slopes).tolist(), rel=1e-3)
+    model._current_progress_remaining = 0.0
+    model._move(begun, drawn, torch.ones(2, 2))
+    slopes = 0.5 * np.array([0.006, -0.006]) / (1 + 0.5 + 2)
+    assert (weights - begun).tolist() == pytest.approx((0.2 * 20 * 0.5 * slopes).tolist(), rel=1e-3), "a fifth of it"
+    model._move(begun, drawn, torch.tensor([[500.0, -500.0], [-500.0, 500.0]]))
+    assert (weights - begun).tolist() == pytest.approx([0.2, -0.2]), "at most by the noise"
+    model._move(torch.tensor([1.15, -1.15]), drawn, torch.tensor([[500.0, -500.0], [-500.0, 500.0]]))
+    assert weights.tolist() == pytest.approx([1.2, -1.2]), "and hardly further out than actions go"
+
+
+def test_noise_on_an_actions_weights_together_is_half_as_much_again_as_on_its_bias() -> None:
+    model = learner(net_arch=(16,), spread=0.2)
+    (weights, of_weights), (bias, of_bias) = model.moved[-2:]
+    assert (weights.shape, bias.shape) == ((2, 16), (2,))
+    assert of_bias == 0.2
+    assert of_weights * 16**0.5 == pytest.approx(1.5 * 0.2)
+
+
+def test_observations_are_scaled_by_those_of_the_first_update_and_the_rate_has_fallen_in_the_end() -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: Pausable(Bent())]))
+    model = Evolution("MlpPolicy", vector, policy_kwargs={"net_arch": []}, seed=0, pairs=2)
+    model.learn(12)
+    seen = vector.obs_rms.count
+    assert seen > 10
+    model.learn(36, reset_num_timesteps=False)
+    assert vector.obs_rms.count == seen
+    assert model._current_progress_remaining == 0.0
 
 
 def test_it_begins_where_it_is_told() -> None:
