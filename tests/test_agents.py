@@ -568,6 +568,12 @@ def test_what_a_task_sets_goes_before_what_all_share() -> None:
     assert held_out_tasks(family) == [{"rounds": 9, "buffer": {"capacity": 160, "views": 1}}]
 
 
+def test_a_task_is_known_by_the_settings_that_set_it_apart() -> None:
+    task = {"teacher": {"checkpoint": "/far/away/wide.safetensors"}, "student": {"arguments": {"widths": [4, 8]}}}
+    assert name_of({**task, "rounds": 3, "threads": 1, "data_root": "/far"}) == "wide widths=4-8 rounds=3"
+    assert name_of({}) == "base"
+
+
 def test_a_models_arguments_are_replaced_as_a_whole() -> None:
     below = {"teacher": {"name": "convnet", "arguments": {"widths": [4], "depth": 2}}}
     over = {"teacher": {"arguments": {"widths": [8]}}}

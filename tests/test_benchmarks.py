@@ -120,6 +120,7 @@ def test_without_spread_or_with_one_seed_there_is_no_width() -> None:
 
 def test_an_area_in_time_is_cut_or_goes_on_level() -> None:
     assert area_until([0.0, 2.0], [0.0, 10.0], 1.0) == pytest.approx(2.5)
+    assert area_until([0.0, 2.0, 3.0], [0.0, 10.0, 0.0], 1.0) == pytest.approx(2.5), "what comes later does not count"
     assert area_until([0.0, 2.0], [0.0, 10.0], 4.0) == pytest.approx(7.5)
     assert area_until([1.0, 2.0], [4.0, 8.0], 2.0) == pytest.approx(5.0), "before its first point it is level"
 
@@ -136,7 +137,7 @@ def test_rank_correlation_of_progress_and_accuracy() -> None:
     expected = stats.spearmanr([-3.0, -2.0, -2.5, -1.0], [1.0, 2.0, 3.0, 4.0]).statistic
     assert rank_correlation([3.0, 2.0, 2.5, 1.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(expected)
     assert rank_correlation([3.0, 2.0], [10.0, 10.0]) is None
-    assert rank_correlation([math.inf, 3.0, 2.0], [0.0, 10.0, 20.0]) == pytest.approx(1.0), "ruin is left out"
+    assert rank_correlation([math.inf, 3.0, 2.0], [30.0, 10.0, 20.0]) == pytest.approx(1.0), "ruin is left out"
 
 
 def test_policies_are_compared_at_equal_compute_and_at_equal_time() -> None:
@@ -170,6 +171,11 @@ def test_a_run_ends_with_the_student_handed_out_and_its_middle_is_that_of_the_ru
     assert found["reaches_ssdkd"]["value"] == pytest.approx(0.45)
     assert found["rank_correlations"] == pytest.approx([1.0, -1.0, 1.0])
     assert (found["rank_correlation"], found["seconds"]) == pytest.approx((1.0, 8.0)), "medians"
+
+
+def test_the_rank_correlation_of_a_run_leaves_its_untrained_student_out() -> None:
+    found = compare([outcome("ssdkd", 0, [50.0, 10.0, 60.0, 40.0], kl=[3.0, 1.0, 2.0])])
+    assert found["policies"]["ssdkd"]["rank_correlation"] == pytest.approx(1.0)
 
 
 def test_a_picture_shows_for_each_policy_the_middle_of_its_seeds_over_compute_and_over_seconds() -> None:

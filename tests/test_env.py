@@ -624,7 +624,8 @@ def test_a_rate_is_paid_by_probe() -> None:
     env = tiny_env(reward="probe")
     _, info = env.reset(seed=1)
     before = info["statistics"]
-    _, reward, _, _, info = env.step(Coefficients(effort=4.0).to_unit())  # four times the student steps
+    observation, reward, _, _, info = env.step(Coefficients(effort=4.0).to_unit())  # four times the student steps
+    assert observation[ENTRY_OF["last_gain"]] == pytest.approx(min(max(reward, -1.0), 1.0)), "whatever the reward is"
     rounds = (info["statistics"]["spent"] - before["spent"]) / env.engine.round_cost(4)
     assert rounds > 1.1
     assert reward == pytest.approx((log_kl(before) - log_kl(info["statistics"])) / rounds)

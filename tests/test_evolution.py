@@ -143,6 +143,18 @@ def test_observations_are_scaled_by_those_of_the_first_update_and_the_rate_has_f
     assert model._current_progress_remaining == 0.0
 
 
+def test_the_first_observation_of_an_episode_is_scaled_as_all_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: Pausable(Bent())]), clip_obs=1000.0)
+    vector.obs_rms.mean, vector.obs_rms.var, vector.obs_rms.count = np.full(2, 100.0), np.ones(2), 1e9
+    model = Evolution("MlpPolicy", vector, policy_kwargs={"net_arch": []}, seed=0, pairs=1)
+    model._n_updates = 1  # after which the scales stay
+    seen, predict = [], model.policy.predict
+    monkeypatch.setattr(model.policy, "predict", lambda o, **how: [seen.append(o), predict(o, **how)][1])
+    model.learn(6)
+    assert len(seen) == 6
+    assert np.max(seen) < -90.0
+
+
 def test_it_begins_where_it_is_told() -> None:
     model = learner(start={"w_div": 1.5, "alpha": 0.3}, acts=["alpha", "w_div"])  # of before; the environment knows
     action, _ = model.predict(np.zeros((1, 2), dtype=np.float32), deterministic=True)
