@@ -21,12 +21,14 @@ from scipy import stats
 
 from agents.adapt import AdaptivePolicy
 from agents.evaluate import interquartile_mean
+from agents.policies import load_policy
 from benchmarks import selection, units
 from benchmarks.selection import Outcome, area_until, as_table, compare, estimate, first_reached, rank_correlation
 from envs.spaces import ENTRIES
 from ssdkd import costs
 from ssdkd.build import build_engine
 from ssdkd.coefficients import RANGES
+from ssdkd.config import RunConfig, build, read_yaml
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.report import read_run
 from ssdkd.saving import Stopped
@@ -187,6 +189,13 @@ def test_a_picture_shows_for_each_policy_the_middle_of_its_seeds_over_compute_an
         assert [line.x[-1] for line in chart.lines] == [end] * 2
         assert [line.y[-1] for line in chart.lines] == pytest.approx(ends)
         assert all(b.low[-1] <= line.y[-1] <= b.high[-1] for b, line in zip(chart.bands, chart.lines, strict=True))
+
+
+def test_a_policy_has_the_same_colour_in_whatever_order_the_runs_were_made() -> None:
+    names = ["without_effort", "late", "mine", "ssdkd"]
+    colours = [selection.colour_of(name, names) for name in names]
+    assert len(set(colours)) == 4
+    assert colours == [selection.colour_of(name, names[::-1]) for name in names]
 
 
 def test_without_ssdkd_policies_are_compared_with_learned() -> None:
@@ -452,6 +461,21 @@ def test_runs_may_be_given_a_share_of_their_rounds(tmp_path: Path) -> None:
     whole = selection.run(flags)["runs"][0]
     part = selection.run([*flags, "--out", str(tmp_path / "less"), "--share", "0.34"])["runs"][0]
     assert [len(run["shares"]) - 1 for run in (whole, part)] == [3, 1]
+    engine = build_engine(build(RunConfig, [read_yaml(str(tmp_path / "digits-ssdkd-seed0" / "config.yaml"))]))
+    assert whole["accuracy"][0] == engine.accuracy(engine.student), "the curve begins with the untrained student"
+
+
+def test_a_finished_run_of_a_learned_policy_stands_for_that_policy_alone(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    policy = load_policy()
+    policy.save(file)
+    flags = ["--out", str(tmp_path / "runs"), "--policies", "learned", "--policy-file", str(file), "--seeds", "1"]
+    first = selection.run([*flags, *SMALL])["runs"]
+    assert selection.run([*flags, *SMALL])["runs"] == first, "as it was, to the second"
+    policy.mean[0] += 1.0
+    policy.save(file)
+    with pytest.raises(ConfigError, match="is a run with another learned policy"):
+        selection.run([*flags, *SMALL])
 
 
 @pytest.mark.parametrize("task", ["held-out-0", "held-out-7", "held-out-x"])
@@ -519,7 +543,8 @@ def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
     neutral = {r.name: r.to_unit(r.neutral) for r in RANGES}
     expected = [neutral["effort"] if r.name == "effort" else 0.75 for r in RANGES]
     assert np.allclose(held, expected)
-    for entry, without in (("probe_agreement", 0.25), ("novelty", 0.25), ("progress", 0.75), ("making_share", 0.75)):
+    known = dict.fromkeys(("progress", "making_share", "learning_rate"), 0.75)
+    for entry, without in {"probe_agreement": 0.25, "novelty": 0.25, **known}.items():
         blind, _ = selection.Ablated(Linear(entry), "feedback").predict(seen)  # type: ignore[arg-type]
         assert np.allclose(blind, without), "the mean of training in place of what is seen, if no schedule knew it"
     assert np.allclose(seen, 0.75)

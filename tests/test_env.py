@@ -363,12 +363,21 @@ def test_an_episode_that_is_taken_up_elsewhere_goes_on_as_it_would_have_and_so_d
     assert told == its
 
 
-def test_an_engine_that_is_given_serves_one_episode() -> None:
+def test_an_engine_that_is_given_serves_one_episode_and_its_owner_is_told_of_its_ruin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     env = SampleSelectionEnv(engine=build.build_engine(build_config(RunConfig, [(TINY, "this test")])))
     env.reset(seed=0)
     env.step(np.zeros(SIZE))
     with pytest.raises(ConfigError, match="the engine given has begun already"):
         env.reset(seed=0)
+
+    def fail(coefficients: Coefficients) -> None:
+        raise NumericalError("the loss is not finite")
+
+    monkeypatch.setattr(env.engine, "replay", fail)
+    with pytest.raises(NumericalError, match="the loss is not finite"):
+        env.step(np.zeros(SIZE))
 
 
 @pytest.mark.parametrize(
