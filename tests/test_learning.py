@@ -158,6 +158,7 @@ def test_a_learner_that_is_built_alike_takes_up_all_that_another_was(name: str, 
         seen = np.ones((1, 3), np.float32)
         told = (np.zeros((1, 2), np.float32), np.array([1.5]), np.array([0.0]), [{}])
         one.replay_buffer.add(seen, 2.0 * seen, *told)  # type: ignore[attr-defined]
+    one.action_space.sample()  # so that it no longer draws as it began
     restore_learner(other, copy.deepcopy(learner_state(one)))
     assert (other.num_timesteps, other._n_updates, other._current_progress_remaining) == (77, 5, 0.25)  # type: ignore[attr-defined]
     held = other.policy.state_dict()
