@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 
 from agents import SchedulePolicy, choose_policy
 from agents.fixed import Policy
-from agents.processes import pool
+from agents.processes import each_of
 from agents.tasks import Task, TasksConfig, held_out_tasks, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.rewards import log_kl
@@ -176,10 +175,8 @@ def evaluate(
     """Every policy on every task from every seed, each as soon as it and all before it have ended."""
     jobs = [(name, base, task, seed, accuracy_every, trust) for task in tasks for seed in seeds for name in names]
     labels = [label for label in told_apart([name_of(task) for task in tasks]) for _ in seeds for _ in names]
-    with pool(min(processes, len(jobs))) if min(processes, len(jobs)) > 1 else nullcontext() as workers:
-        played = (workers.map if workers else map)(play, *zip(*jobs, strict=True)) if jobs else ()
-        for episode, label in zip(played, labels, strict=True):
-            yield replace(episode, task=label)
+    for episode, label in zip(each_of(jobs, play, processes), labels, strict=True):
+        yield replace(episode, task=label)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

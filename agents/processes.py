@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -34,11 +36,20 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
                 "a process that worked beside others has ended, perhaps for lack of memory; ask for fewer at once."
             ) from error
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                for process in list(workers._processes.values()):
-                    process.kill()
+            running = list(workers._processes.values())
             workers.shutdown(wait=False, cancel_futures=True)  # else it would first do all that it was given
+            if isinstance(error, KeyboardInterrupt):
+                time.sleep(0.1)  # till then: some Pythons stumble over cancelled work when a worker dies
+                for process in running:
+                    process.kill()
             raise
+
+
+def each_of(jobs: Sequence[tuple[Any, ...]], play: Callable[..., Any], processes: int) -> Iterator[Any]:
+    """What `play` makes of each job, in their order, as soon as it and all before it have ended; some at once."""
+    at_once = min(processes, len(jobs))
+    with pool(at_once) if at_once > 1 else nullcontext() as workers:
+        yield from (workers.map if workers else map)(play, *zip(*jobs, strict=True)) if jobs else ()
 
 
 def _begin() -> None:

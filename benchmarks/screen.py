@@ -22,7 +22,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ import torch
 from agents.evaluate import area_under, policy_by, rounds_of
 from agents.fixed import Policy
 from agents.policies import LearnedPolicy
-from agents.processes import pool
+from agents.processes import each_of
 from agents.tasks import Task, family_from, merged, name_of, training_tasks
 from benchmarks.arguments import require_at_least
 from envs import SampleSelectionEnv
@@ -284,9 +283,8 @@ def run(argv: Sequence[str] | None = None) -> list[Pair]:
     ]
     require_writable(out, "--out")
     write_result(out, "--out", "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
-    several = given.processes > 1 and len(jobs) > 1
-    with pool(given.processes) if several else nullcontext() as workers, out.open("a", encoding="utf-8") as file:
-        for pair in (workers.map if workers else map)(play_pair, *zip(*jobs, strict=True)) if jobs else ():
+    with out.open("a", encoding="utf-8") as file:
+        for pair in each_of(jobs, play_pair, given.processes):
             pair.policy = mark
             pairs.append(pair)
             file.write(json.dumps(asdict(pair)) + "\n")

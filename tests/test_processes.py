@@ -56,16 +56,20 @@ def test_ctrl_c_is_left_to_the_process_that_started_the_workers_and_ends_them_wi
         os.kill(worker, signal.SIGINT)
         assert workers.submit(os.getpid).result() == worker
     script = tmp_path / "starter.py"
-    script.write_text(STARTER.replace("time.sleep(60)", "list(workers.map(time.sleep, [60] * 4))"))
-    told: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    work = "list(workers.map(time.sleep, [0.5] * 400))"
+    script.write_text(STARTER.replace("time.sleep(60)", work).replace("pool(1)", "pool(2)"))
+    told: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, str(script)], **told) as starter:
         assert starter.stdout is not None
         worker = int(starter.stdout.readline())
+        time.sleep(1.2)  # into the work
         began = time.monotonic()
         starter.send_signal(signal.SIGINT)
-        starter.wait(20.0)
+        said = starter.communicate(timeout=20.0)[1]
     assert time.monotonic() - began < 20.0
     assert not is_there(worker)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "InvalidStateError" not in said, "of work that was called off while a worker died"
 
 
 def test_a_worker_that_ends_before_its_work_is_one_sentence() -> None:
