@@ -29,6 +29,7 @@ from ssdkd.tracking.metrics import read_metrics
 from ssdkd.tracking.whatif import formula_at, what_if
 
 MOST_POINTS = 240  # of a curve; more cannot be told apart
+TASK = ("dataset", "teacher.name", "student.name")  # runs that differ in these are no repetitions
 POLICY_COLOURS = {"uniform": GREY, "random": PURPLE, "ssdkd": ORANGE, "learned": BLUE}
 
 
@@ -369,16 +370,17 @@ def _of_several(runs: Sequence[Record]) -> str:
 
 
 def _grouped(runs: Sequence[Record]) -> list[Curve]:
-    """By policy where that differs, else each run for itself."""
-    policies = list(dict.fromkeys(run.policy for run in runs))
-    if len(policies) > 1:
-        return [
-            Curve(
-                name, POLICY_COLOURS.get(name, COLOURS[i % len(COLOURS)]), [run for run in runs if run.policy == name]
-            )
-            for i, name in enumerate(policies)
-        ]
+    """By policy, and task, where policies differ; else each run for itself."""
     settings = [_flat(run.config) for run in runs]
+    if len({run.policy for run in runs}) > 1:
+        told = [key for key in TASK if len({repr(each.get(key)) for each in settings}) > 1]
+        groups: dict[str, list[Record]] = {}
+        for run, each in zip(runs, settings, strict=True):
+            groups.setdefault(", ".join([run.policy, *(_in_short(each.get(key)) for key in told)]), []).append(run)
+        return [
+            Curve(name, POLICY_COLOURS.get(name, COLOURS[i % len(COLOURS)]), alike)
+            for i, (name, alike) in enumerate(groups.items())
+        ]
     telling = _telling(settings)
     found = []
     for number, run in enumerate(runs):

@@ -154,6 +154,19 @@ def test_runs_of_one_policy_are_called_by_what_tells_them_apart(runs: dict[str, 
     assert short == ["teacher wide", "teacher deep"], "no more than it takes, and no path"
 
 
+def test_runs_on_other_data_are_no_repetitions(runs: dict[str, Path], tmp_path: Path) -> None:
+    folders = [*runs.values()]
+    for name in ("ssdkd-seed0", "uniform-seed0"):
+        folders.append(tmp_path / name)
+        shutil.copytree(runs[name], folders[-1])
+        config = yaml.safe_load((folders[-1] / "config.yaml").read_text())
+        (folders[-1] / "config.yaml").write_text(yaml.safe_dump(config | {"dataset": "mnist"}, sort_keys=False))
+    grouped = report._grouped([report.read_run(folder) for folder in folders])
+    sizes = {curve.label: len(curve.runs) for curve in grouped}
+    assert sizes == {"ssdkd, digits": 2, "uniform, digits": 1, "ssdkd, mnist": 1, "uniform, mnist": 1}
+    assert len({curve.colour for curve in grouped}) == 4
+
+
 def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     killed.mkdir()
