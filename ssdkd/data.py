@@ -551,6 +551,7 @@ def _read_svhn(root: Path, split: str, spec: ImageSpec, limit: int | None) -> La
 # ----------------------------------------------------------------------------------------------------
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+_SPLITS = {"train", "test", "val", "valid", "validation"}  # pictures in these alone are in no class
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -570,7 +571,7 @@ def _split_folder(root: Path, split: str) -> Path | None:
         name: next((root / f for f in names if _class_folders(root / f)), None)
         for name, names in _SPLIT_FOLDERS.items()
     }
-    if not any(split_folders.values()) and split == "test" and _class_folders(root):
+    if not any(split_folders.values()) and split == "test" and not {f.name for f in _class_folders(root)} <= _SPLITS:
         return root
     return split_folders[split]
 

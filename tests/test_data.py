@@ -460,6 +460,12 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     assert (loaded.labels.tolist(), loaded.spec.class_names) == ([0, 1], ("bus", "train"))
 
 
+def test_splits_whose_pictures_are_in_no_class_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_picture(tmp_path / name / "1.png", pixels(4, 4))
+    assert "put the images of each class in a folder of its own" in refusal(lambda: load_dataset("folder", tmp_path))
+
+
 def test_pictures_of_other_sizes_and_colours_become_like_the_first(tmp_path: Path) -> None:
     write_picture(tmp_path / "a" / "1.png", np.full((8, 8, 3), 7, np.uint8))
     write_picture(tmp_path / "a" / "2.png", np.full((16, 32), 200, np.uint8))
