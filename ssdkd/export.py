@@ -142,10 +142,10 @@ def export(
         ConfigError: the network cannot be written in this format, or answers differently then.
     """
     written = FORMATS[format_name]
-    network = unwrapped(network).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     random = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="ssdkd-export-") as folder, torch.no_grad(), _silence():
         draft = Path(folder) / f"student{written.suffix}"
+        network = taking_float32(unwrapped(network), shape)
         try:
             written.write(network, torch.rand(3, *shape, generator=random), draft, json.dumps(about))
             predict = written.read(draft)
@@ -170,6 +170,16 @@ def export(
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from error
     return largest
+
+
+def taking_float32(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """The network as it is, if it takes float32 images (it may cast them inside); else all of it in float32."""
+    network = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        network(torch.zeros(1, *shape))
+        return network
+    except Exception:  # what else may be wrong with it comes up where it is written
+        return network.float()
 
 
 @contextlib.contextmanager

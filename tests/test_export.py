@@ -126,6 +126,25 @@ def test_a_compiled_student_is_exported_as_the_one_inside(name: str, tmp_path: P
         assert export(student, name, tmp_path / f"{number}.pt", (1, 8, 8), {}) <= 1e-4
 
 
+class Precise(nn.Module):
+    """Takes float32 images, and goes on in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.double().flatten(1)).float()
+        return logits
+
+
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+def test_a_student_of_any_precision_is_exported(name: str, dtype: torch.dtype | None, tmp_path: Path) -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(dtype) if dtype else Precise()
+    assert export(student, name, tmp_path / f"student{FORMATS[name].suffix}", (1, 8, 8), {}) <= 1e-4
+
+
 class Undecided(nn.Module):
     """Goes by the content of its input, which no graph can hold."""
 
