@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
@@ -143,6 +144,12 @@ def looked_at_once(device: torch.device, pixels: int) -> int:
         return 256
     fit = max(128 * 32**2 // pixels, 1)
     return min(max(2 ** (fit.bit_length() - 1), 16), 256)  # a power of two
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it, a network runs as it is written, whatever was compiled of it: so hooks see it, and counters."""
+    compiler_in_use = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiler_in_use else nullcontext()
 
 
 def compiles(switch: str, device: torch.device, long_run: bool) -> bool:

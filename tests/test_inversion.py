@@ -30,7 +30,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import _Clip, to_bytes
 from ssdkd.inversion.textures import _smooth_field, random_textures
-from ssdkd.models import available_models, create_model, load_weights
+from ssdkd.models import available_models, count_work, create_model, load_weights
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
 MEAN, STD = torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37)
@@ -276,6 +276,25 @@ def test_features_are_what_the_last_linear_layer_reads(teacher: nn.Module) -> No
     assert observer.features is not None
     assert torch.allclose(teacher.linear(observer.features), logits, atol=1e-5)
     assert torch.equal(logits, teacher(inputs))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_compiled_of_a_teacher_is_observed_too(teacher: nn.Module, whole: bool) -> None:
+    inputs = torch.randn(4, 1, 8, 8, generator=random_from(0))
+    plain = Observer(teacher)
+    logits = plain.observe(inputs, statistics=True, features=True)
+    compiled = copy.deepcopy(teacher)
+    if whole:
+        compiled = torch.compile(compiled, backend="eager", fullgraph=True)  # type: ignore[assignment]
+    else:
+        compiled.compile(backend="eager")
+    compiled(inputs)  # so that there is a graph without hooks
+    observer = Observer(compiled)
+    assert torch.allclose(observer.observe(inputs, statistics=True, features=True), logits)
+    assert len(observer.batch) == len(plain.batch) > 0
+    assert observer.features is not None
+    torch.testing.assert_close(observer.batch, plain.batch)
+    assert count_work(compiled, (1, 8, 8)) == count_work(teacher, (1, 8, 8))
 
 
 def test_a_teacher_that_was_observed_carries_nothing_of_it_on(teacher: nn.Module) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ssdkd.devices import uncompiled
+
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -43,7 +45,8 @@ class Observer:
         if features and self._classifier is not None:
             handles.append(self._classifier.register_forward_pre_hook(self._note_features))
         try:
-            logits: Tensor = self.teacher(inputs)
+            with uncompiled():
+                logits: Tensor = self.teacher(inputs)
         finally:
             for handle in handles:
                 handle.remove()

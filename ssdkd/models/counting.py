@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssdkd.devices import uncompiled
 from ssdkd.errors import ConfigError, in_one_line
+from ssdkd.models.loading import unwrapped
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -64,10 +66,10 @@ def dry_run(
     example = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), ExitStack() as watching:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), ExitStack() as watching:
             for counter in watched_by:
                 watching.enter_context(counter)
-            return model.eval()(image)
+            return unwrapped(model).eval()(image)
     except Exception as error:  # the model may be anyone's code
         raise ConfigError(
             f"{name} cannot take images of shape {tuple(input_shape)} (channels, height, width): {in_one_line(error)}."
