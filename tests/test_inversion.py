@@ -269,6 +269,26 @@ def test_statistics_are_matched_layer_by_layer_in_whatever_order_they_are_used()
     assert batch_norm_distance(matched_to(model, inputs), inputs) < 1e-3
 
 
+class Frozen(nn.Module):
+    """Batch norm as detectors freeze it: all of it in buffers, and no kind of PyTorch's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (maps - self.running_mean.view(1, -1, 1, 1)) * self.running_var.view(1, -1, 1, 1).rsqrt()
+
+
+def test_batch_norm_of_other_makers_counts_and_what_goes_by_single_images_does_not() -> None:
+    inputs = torch.randn(4, 3, 6, 6, generator=random_from(0))
+    frozen = nn.Sequential(Frozen(3), nn.Flatten(), nn.Linear(108, 2))
+    assert 0.0 < batch_norm_distance(frozen, inputs) < batch_norm_distance(frozen, inputs + 1.0)
+    alone = nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3, track_running_stats=False))
+    assert not Observer(alone).has_batch_norm
+
+
 def test_features_are_what_the_last_linear_layer_reads(teacher: nn.Module) -> None:
     observer = Observer(teacher)
     inputs = torch.randn(5, 1, 8, 8, generator=random_from(0))
@@ -289,7 +309,7 @@ def test_what_is_compiled_of_a_teacher_is_observed_too(teacher: nn.Module, whole
     else:
         compiled.compile(backend="eager")
     compiled(inputs)  # so that there is a graph without hooks
-    observer = Observer(compiled)
+    observer = Observer(nn.DataParallel(compiled))
     assert torch.allclose(observer.observe(inputs, statistics=True, features=True), logits)
     assert len(observer.batch) == len(plain.batch) > 0
     assert observer.features is not None

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssdkd.devices import uncompiled
+from ssdkd.models import unwrapped
 
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Whether it knows mean and variance of each channel of its training data, as frozen batch norms of others do."""
+    known = [getattr(layer, name, None) for name in ("running_mean", "running_var")]
+    per_image = isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+    return not per_image and all(isinstance(values, Tensor) and values.dim() == 1 for values in known)
 
 
 class Observer:
@@ -21,11 +27,11 @@ class Observer:
     """
 
     def __init__(self, teacher: nn.Module) -> None:
-        self.teacher = teacher
+        self.teacher = unwrapped(teacher)  # copies in DataParallel would be other layers
         self._learned: dict[nn.Module, tuple[Tensor, Tensor]] = {
-            m: (m.running_mean, m.running_var)
+            m: (m.running_mean, m.running_var)  # type: ignore[misc]
             for m in teacher.modules()
-            if isinstance(m, _BATCH_NORM) and m.running_mean is not None and m.running_var is not None
+            if is_batch_norm(m)
         }
         self.running: list[tuple[Tensor, Tensor]] = []
         self._classifier = next((m for m in reversed(list(teacher.modules())) if isinstance(m, nn.Linear)), None)
