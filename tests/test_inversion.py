@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from ssdkd.inversion import (
 from ssdkd.inversion.generators import _Clip, to_bytes
 from ssdkd.inversion.textures import _smooth_field, random_textures
 from ssdkd.models import available_models, count_work, create_model, load_weights
+from ssdkd.models.counting import _Operations
 
 DIGITS_TEACHER = Path(ssdkd.__file__).parent / "assets" / "digits_teacher.safetensors"
 MEAN, STD = torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37)
@@ -136,6 +138,56 @@ def test_batch_norm_counts_earlier_batches_by_the_share_of_memory() -> None:
     seen = value("batch_norm", batch=now, remembered=past, running=target, memory=0.9)
     assert seen == pytest.approx(1.0, rel=1e-5)
     assert value("batch_norm", batch=now, remembered=past, running=target, memory=0.0) == pytest.approx(10.0)
+
+
+Statistics = list[tuple[Tensor, Tensor]]
+
+
+def statistics_of(layers: int, seed: int) -> Statistics:
+    random = random_from(seed)
+    sizes = range(5, 5 + layers)
+    return [(torch.randn(size, generator=random), torch.rand(size, generator=random)) for size in sizes]
+
+
+def distance_and_slopes(
+    compute: Callable[[Scene], Tensor], batch: Statistics, running: Statistics, remembered: Statistics | None
+) -> list[Tensor]:
+    """The term, and ten times its derivative by each of the batch's statistics."""
+    moving = [(mean.clone().requires_grad_(True), variance.clone().requires_grad_(True)) for mean, variance in batch]
+    found = compute(scene(batch=moving, running=running, remembered=remembered))
+    return [found, *torch.autograd.grad(10.0 * found, [each for pair in moving for each in pair])]
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_batch_norm_is_to_the_last_bit_what_layer_by_layer_comes_to(remembers: bool) -> None:
+    def layer_by_layer(seen: Scene) -> Tensor:
+        total = torch.zeros(())
+        for now, past, running in zip(seen.batch, seen.remembered or seen.batch, seen.running, strict=True):
+            for which in (1, 0):
+                blended = torch.lerp(now[which], past[which], seen.memory) if remembers else now[which]
+                total = total + torch.linalg.vector_norm(running[which] - blended)
+        return total
+
+    batch, running, past = (statistics_of(12, seed) for seed in range(3))
+    batch[4] = running[4]  # apart by nothing, where a distance has no slope
+    found, wanted = (
+        distance_and_slopes(compute, batch, running, past if remembers else None)
+        for compute in (TERMS["batch_norm"].compute, layer_by_layer)
+    )
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_batch_norm_starts_few_operations_however_many_layers() -> None:
+    """One by one, those on statistics would be half of what an inversion step starts, which a GPU waits for."""
+
+    def started(layers: int) -> int:
+        batch, running = statistics_of(layers, 0), statistics_of(layers, 1)
+        with _Operations() as counter:
+            distance_and_slopes(TERMS["batch_norm"].compute, batch, running, None)
+        return counter.started
+
+    for_clones_and_sums = 2 * 2 * 10  # of two statistics in each of ten layers
+    assert started(12) - started(2) <= for_clones_and_sums
 
 
 def test_adversarial_is_minus_kl_where_both_agree_and_ignores_the_rest() -> None:
