@@ -24,16 +24,19 @@ def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
     # Newton and Schulz multiply X by a polynomial of X X', again and again. Those square matrices, X' X where it is the
     # smaller, are multiplied with each other, all of one size together; X itself once at the end.
     stacks = [(places, torch.stack([matrices[place] for place in places])) for _, places in alike(matrices)]
-    lengths = [1.0 / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-12) for _, x in stacks]
-    squares = [n**2 * (x.mT @ x if is_tall(x) else x @ x.mT) for (_, x), n in zip(stacks, lengths, strict=True)]
+    norms = [torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) for _, x in stacks]
+    scales = torch._foreach_reciprocal(torch._foreach_clamp_min(norms, 1e-12))
+    grams = [torch.bmm(x.mT, x) if is_tall(x) else torch.bmm(x, x.mT) for _, x in stacks]
+    squares = [n * gram for n, gram in zip(torch._foreach_pow(scales, 2), grams, strict=True)]
     factors = list(squares)
     for _, places in alike([square[0] for square in squares]):
         parts = iterated(torch.cat([squares[place] for place in places]))
         for place, factor in zip(places, parts.split([len(squares[place]) for place in places]), strict=True):
             factors[place] = factor
     found = list(matrices)
-    for (places, x), n, factor in zip(stacks, lengths, factors, strict=True):
-        turned = x @ (n * (x.shape[1] / x.shape[2]) ** 0.5 * factor) if is_tall(x) else (n * factor) @ x
+    for (places, x), n, factor in zip(stacks, scales, factors, strict=True):
+        tall = is_tall(x)
+        turned = torch.bmm(x, n * (x.shape[1] / x.shape[2]) ** 0.5 * factor) if tall else torch.bmm(n * factor, x)
         for place, matrix in zip(places, turned, strict=True):
             found[place] = matrix
     return found
@@ -59,9 +62,9 @@ def iterated(squares: Tensor) -> Tensor:
     for iteration in range(ITERATIONS):
         factor = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product if iteration else factor
+        product = torch.bmm(factor, product) if iteration else factor
         if iteration < ITERATIONS - 1:
-            squares = factor @ squares @ factor
+            squares = torch.bmm(torch.bmm(factor, squares), factor)
     return product
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdkd import muon
+from ssdkd.models.counting import _Operations
 from ssdkd.muon import Muon, orthogonal
 
 
@@ -64,6 +65,20 @@ def test_matrices_of_several_sizes_are_each_as_if_alone() -> None:
     matrices = [torch.randn(shape, generator=random_from(n)) for n, shape in enumerate(shapes)]
     for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
         assert torch.allclose(found, orthogonal([matrix])[0], atol=1e-5)
+
+
+def test_a_step_starts_few_operations_for_each_shape() -> None:
+    """On a GPU starting them is what a step of a small student takes."""
+
+    def started(shapes: list[tuple[int, int]]) -> int:
+        matrices = [torch.ones(shape) for shape in shapes]
+        with _Operations() as counter:
+            orthogonal(matrices)
+        return counter.started
+
+    shapes = [(8, inputs) for inputs in range(10, 20)]
+    each = 6  # to stack, the length, the square and its scale, the factor's scale and what it is multiplied by
+    assert started(shapes) - started(shapes[:1]) <= 9 * each
 
 
 def test_nothing_becomes_nothing() -> None:
