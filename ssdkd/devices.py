@@ -89,12 +89,17 @@ def apart_from_caller() -> Iterator[None]:
     on_cpu = torch.device("cpu") if torch.empty(0).device.type != "cpu" else nullcontext()
     plain_cpu, plain_cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
     numbers = torch.get_default_dtype()
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_default_dtype(torch.float32)
+    if strict:  # then a GPU refuses the sums by which is drawn: where there is no such algorithm, it is to warn
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with on_cpu, torch.inference_mode(False), plain_cpu, plain_cuda:
             yield
     finally:
         torch.set_default_dtype(numbers)
+        if strict:
+            torch.use_deterministic_algorithms(True)
 
 
 @contextmanager

@@ -235,6 +235,30 @@ def test_the_caller_may_be_without_gradients(mode: Any) -> None:
     assert any(not torch.equal(p, was) for p, was in zip(networks[1].parameters(), before, strict=True))
 
 
+class Unpooled(nn.Module):
+    """Does what a CPU too refuses where algorithms have to be deterministic, as a GPU refuses the sums to draw by."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        largest, places = nn.functional.max_pool2d(images, 2, return_indices=True)
+        return self.network(images + nn.functional.max_unpool2d(largest, places, 2))  # type: ignore[no-any-return]
+
+
+def test_the_caller_may_ask_for_deterministic_algorithms() -> None:
+    teacher, student = digits_teacher(), Unpooled(a_student())
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.warns(UserWarning, match="does not have a deterministic implementation"):
+            ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "the caller's mode stays as it was"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_callers_autocast_changes_no_student(precision: str) -> None:
     plain, inside = a_student(), a_student()
