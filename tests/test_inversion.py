@@ -118,6 +118,10 @@ def test_batch_norm_is_zero_where_the_statistics_match() -> None:
     assert value("batch_norm", batch=RUNNING, running=RUNNING, remembered=RUNNING) == pytest.approx(0.0)
 
 
+def test_batch_norm_is_zero_where_no_layer_is_used() -> None:
+    assert value("batch_norm", batch=[], running=[]) == 0.0
+
+
 def test_batch_norm_is_the_summed_distance_of_means_and_variances() -> None:
     by_hand = 3.0 + 0.0 + math.hypot(4.0, 3.0) + 2.0
     assert value("batch_norm", batch=BATCH, running=RUNNING) == pytest.approx(by_hand)

@@ -71,6 +71,8 @@ def one_hot_argmax(scene: Scene) -> Tensor:
 @register_term("batch_norm", reads="statistics")
 def batch_norm(scene: Scene) -> Tensor:
     """Distance of the batch's statistics to those the teacher learned, summed over its batch-norm layers."""
+    if not scene.batch:  # layers that a teacher has, and does not use in evaluation
+        return scene.images.new_zeros(())
     seen, learned = ([each for pair in of for each in reversed(pair)] for of in (scene.batch, scene.running))
     if scene.remembered is not None:
         past = [each for pair in scene.remembered for each in reversed(pair)]
