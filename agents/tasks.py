@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def name_of(task: Task) -> str:
 def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
     """Whole tasks, their teachers found, each checked against the schema before hours are spent."""
     base, root = read_yaml(family.base), expanded(family.teachers_root or ".")
-    ready = []
+    ready: list[Task] = []
+    fit: set[str] = set()
     for task in tasks:
         whole = merged(family.common, task)
         teacher = whole.get("teacher")
@@ -94,9 +95,20 @@ def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
         images = whole.get("data_root")
         if isinstance(images, str):
             whole["data_root"] = str((root / images).resolve())
-        build(RunConfig, [base, (whole, "a task of the family")])
+        settings = set(_settings(whole))
+        if not settings <= fit:  # each is allowed or not whatever the others are, so the tasks that axes span add few
+            build(RunConfig, [base, (whole, "a task of the family")])
+            fit |= settings
         ready.append(whole)
     return ready
+
+
+def _settings(task: Task, within: str = "") -> Iterator[str]:
+    for key, value in task.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}={value!r}"
 
 
 def digest_of(name_or_file: str) -> str:

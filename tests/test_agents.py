@@ -594,6 +594,25 @@ def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word
         training_tasks(TasksConfig(**fields))
 
 
+def test_a_setting_is_checked_once_however_many_tasks_it_is_part_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the hundreds of tasks that axes span are checked in a second."""
+    checks: list[Any] = []
+    monkeypatch.setattr("agents.tasks.build", lambda schema, layers: checks.append(layers))
+    axes = {"rounds": [{"rounds": n} for n in range(1, 9)], "views": [{"buffer": {"views": n}} for n in range(1, 9)]}
+    assert len(training_tasks(TasksConfig(axes=axes))) == 64
+    assert len(checks) == 8 + 8 - 1, "the first task has one of each"
+
+
+@pytest.mark.parametrize("wrong", [{"views": -1}, {"views": {}}, {"views": [2]}, {"viws": 2}])
+def test_the_one_setting_that_is_wrong_is_found_in_whatever_task_it_is(wrong: dict[str, Any]) -> None:
+    buffers = [{"buffer": {"views": 2}}, {"buffer": {"views": 1}}, {"buffer": wrong}]
+    rounds = [{"rounds": n} for n in range(1, 4)]
+    with pytest.raises(ConfigError, match=r"buffer\.vi"):
+        training_tasks(TasksConfig(axes={"rounds": rounds, "buffer": buffers}))
+    with pytest.raises(ConfigError, match=r"buffer\.vi"):
+        held_out_tasks(TasksConfig(held_out=buffers))
+
+
 def shipped_where(**entries: float) -> Coefficients:
     """What the policy that ships sets where these entries of the observation are so, and all others 0."""
     seen = np.array([entries.get(entry.name, 0.0) for entry in ENTRIES], dtype=np.float32)
