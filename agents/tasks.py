@@ -94,7 +94,7 @@ def _ready(family: TasksConfig, tasks: Sequence[Task]) -> list[Task]:
             whole = merged(whole, {"teacher": {"checkpoint": str(path.resolve())}})
         images = whole.get("data_root")
         if isinstance(images, str):
-            whole["data_root"] = str((root / images).resolve())
+            whole["data_root"] = str((root / expanded(images)).resolve())
         settings = set(_settings(whole))
         if not settings <= fit:  # each is allowed or not whatever the others are, so the tasks that axes span add few
             build(RunConfig, [base, (whole, "a task of the family")])

@@ -29,7 +29,7 @@ from agents.adapt import AdaptivePolicy
 from agents.evaluate import area_under, interquartile_mean, rounds_of
 from agents.learning import NEUTRAL, Spaces, algorithm_class, build_learner
 from agents.policies import EVOLUTION, Description, LearnedPolicy, load_policy, policy_of
-from agents.tasks import TasksConfig, family_from, held_out_tasks, merged, name_of, training_tasks
+from agents.tasks import TasksConfig, digest_of, family_from, held_out_tasks, merged, name_of, training_tasks
 from envs import SampleSelectionEnv
 from envs.spaces import ENTRIES
 from ssdkd import checkpoint, run
@@ -570,7 +570,8 @@ def test_what_a_task_sets_goes_before_what_all_share() -> None:
 
 def test_a_task_is_known_by_the_settings_that_set_it_apart() -> None:
     task = {"teacher": {"checkpoint": "/far/away/wide.safetensors"}, "student": {"arguments": {"widths": [4, 8]}}}
-    assert name_of({**task, "rounds": 3, "threads": 1, "data_root": "/far"}) == "wide widths=4-8 rounds=3"
+    long = {"threads": 1, "data_root": "/far", "image": {"height": 8}, "inversion": {"terms": {"one_hot": 1.0}}}
+    assert name_of({**task, "rounds": 3, **long}) == "wide widths=4-8 rounds=3"
     assert name_of({}) == "base"
 
 
@@ -585,6 +586,8 @@ def test_a_models_arguments_are_replaced_as_a_whole() -> None:
     [
         ({"tasks": [{"rouns": 1}]}, "rouns"),
         ({"axes": {"budget": {"rounds": 3}}}, "axes.budget"),
+        ({"axes": {"budget": []}}, "axes.budget"),
+        ({"axes": {"budget": [{"rounds": 3}, 4]}}, "axes.budget"),
         ({"tasks": [{"teacher": {"checkpoint": "nobody.safetensors"}}]}, "make_family"),
         ({"base": "no_such_config"}, "no_such_config"),
     ],
@@ -592,6 +595,41 @@ def test_a_models_arguments_are_replaced_as_a_whole() -> None:
 def test_a_family_is_checked_before_hours_are_spent(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         training_tasks(TasksConfig(**fields))
+
+
+def test_teachers_and_images_are_looked_for_in_their_folder_or_where_their_path_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, far = tmp_path / "home", tmp_path / "far"
+    for folder in (home / "teachers", far):
+        folder.mkdir(parents=True)
+        (folder / "wide.safetensors").touch()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.chdir(tmp_path)
+    here, afar = ({"teacher": {"checkpoint": f"{at}wide.safetensors"}, "data_root": f"{at}x.npz"} for at in ("", "~/"))
+    (home / "wide.safetensors").touch()
+    family = {"base": "digits", "tasks": [here, afar, {"teacher": {"checkpoint": "embedded"}}]}
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump({**family, "teachers_root": "~/teachers"}))
+    for named, root in ((None, home / "teachers"), ("far", far)):
+        first, second, third = training_tasks(family_from("family.yaml", named))
+        for task, folder in ((first, root), (second, home)):
+            assert task["teacher"]["checkpoint"] == str((folder / "wide.safetensors").resolve())
+            assert task["data_root"] == str((folder / "x.npz").resolve())
+        assert third["teacher"]["checkpoint"] == "embedded"
+
+
+def test_a_family_is_known_by_what_it_trains_on_in_whatever_order_it_says_so(tmp_path: Path) -> None:
+    def digest(text: str) -> str:
+        (tmp_path / "family.yaml").write_text(text)
+        return digest_of(str(tmp_path / "family.yaml"))
+
+    known = digest("base: digits\ntasks: [{rounds: 2, seed: 1}]\n")
+    assert (
+        digest("tasks: [{seed: 1, rounds: 2}]\nbase: digits\nheld_out: [{rounds: 9}]\nteachers_root: /far\n") == known
+    )
+    assert digest("base: digits\ntasks: [{rounds: 3, seed: 1}]\n") != known
+    assert digest("base: mnist\ntasks: [{rounds: 2, seed: 1}]\n") != known
 
 
 def test_a_setting_is_checked_once_however_many_tasks_it_is_part_of(monkeypatch: pytest.MonkeyPatch) -> None:
