@@ -13,9 +13,13 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.util.tensor_util import make_ndarray
 from test_agents import only_run, some_observations, some_policy, tiny_family, train_flags
 
-from agents import train
+from agents import curves, train
 from agents.evaluate import FIXED, Episode
 from agents.learning import Spaces
 from agents.policies import CLIP, load_policy
@@ -451,3 +455,67 @@ def test_a_reward_of_accuracy_is_content_with_the_evaluation_set_of_the_base(tmp
     family = whole_family(TrainConfig(family=tiny_family(tmp_path), reward="outcome"))
     assert len(family.tasks) == 2
     assert [task["rounds"] for task in family.held_out] == [5]
+
+
+# -- its curves -----------------------------------------------------------------------------------------------
+
+
+def test_the_figures_of_episodes_and_coefficients_are_what_their_names_say() -> None:
+    ended = [{"r": 1.0, "l": 4.0}, {"r": 3.0, "l": 2.0}, {"r": 8.0, "l": 3.0}]
+    assert curves.of_episodes(ended) == pytest.approx(
+        {"episodes/return": 4, "episodes/return_spread": (26 / 3) ** 0.5, "episodes/rounds": 3, "episodes/ended": 3}
+    )
+    found = curves.of_coefficients(np.arange(11.0)[:, None] + 100 * np.arange(len(RANGES)))
+    for place, r in enumerate(RANGES):
+        figures = [found[f"coefficients/{r.name}_{name}"] - 100 * place for name in ("q10", "mean", "q90")]
+        assert figures == pytest.approx([1.0, 5.0, 9.0])
+        assert found[f"coefficients/{r.name}_spread"] == pytest.approx(10**0.5)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_the_charts_put_the_learned_policy_beside_the_fixed_ones_and_draw_a_band_of_each_coefficient(
+    judged: bool,
+) -> None:
+    pages = curves.layout(judged)
+    beside = [page for page in pages if "beside the fixed" in page]
+    assert bool(beside) is judged
+    for page in beside:
+        named = [[tag.strip("^$").rpartition("_")[2] for tag in chart.multiline.tag] for chart in pages[page]]
+        assert named == [["learned", *FIXED]] * len(curves.MEASURES)
+    bands = [series for chart in pages["coefficients: what is tried"] for series in chart.margin.series]
+    drawn = [[name.rpartition("_")[2] for name in (band.lower, band.value, band.upper)] for band in bands]
+    assert drawn == [["q10", "mean", "q90"]] * len(RANGES)
+
+
+def test_what_an_algorithm_logs_is_in_tensorboard_beside_a_plan_the_settings_and_how_it_went(tmp_path: Path) -> None:
+    config = TrainConfig(seed=3, evaluate_seeds=1)
+    logged = {"train/loss": np.float32(0.5), "coefficients/effort": torch.ones(4), "words": "none", "unseen": 1.0}
+    for after in (0, 20):  # the second process goes on from step 20
+        output = curves.EventOutput(tmp_path, config, after)
+        for step in (10, 20):
+            output.write(logged, {"unseen": ("tensorboard",), "words": ("stdout",)}, after + step)
+        output.close()
+    shown = EventAccumulator(str(tmp_path), {"histograms": 0}).Reload()
+    assert [event.step for event in shown.Scalars("train/loss")] == [10, 20, 30, 40]
+    assert shown.Tags()["scalars"] == ["train/loss"]
+    assert [event.histogram_value.num for event in shown.Histograms("coefficients/effort")] == [4] * 4
+    assert "tried" in shown.SummaryMetadata("coefficients/effort").summary_description
+    assert [event.step for event in shown.Tensors("plan")] == [10], "once"
+    (event,) = shown.Tensors("custom_scalars__config__")
+    titles = [page.title for page in layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item()).category]
+    assert titles == list(curves.layout(True))
+    about = shown.PluginTagToContent("hparams")
+    settings = hparams_metadata.parse_session_start_info_plugin_data(about["_hparams_/session_start_info"]).hparams
+    assert (settings["seed"].number_value, settings["algorithm"].string_value) == (3, "ppo")
+    listed = hparams_metadata.parse_experiment_plugin_data(about["_hparams_/experiment"])
+    assert {info.name for info in listed.hparam_infos if info.differs} == {"algorithm", "steps", "seed"}
+    assert "evaluation/accuracy_percent_learned" in {info.name.tag for info in listed.metric_infos}
+
+
+def test_a_training_that_nobody_judges_is_told_by_its_return(tmp_path: Path) -> None:
+    output = curves.EventOutput(tmp_path, TrainConfig(evaluate_seeds=0))
+    output.write({"episodes/return": 0.5}, {}, 10)
+    output.close()
+    about = EventAccumulator(str(tmp_path)).Reload().PluginTagToContent("hparams")
+    listed = hparams_metadata.parse_experiment_plugin_data(about["_hparams_/experiment"])
+    assert [info.name.tag for info in listed.metric_infos] == ["episodes/return"]
