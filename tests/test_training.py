@@ -1,6 +1,7 @@
 """Promises of a policy's training beside what it learns: when it writes, what it says of itself, how it ends."""
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
@@ -416,6 +417,15 @@ def test_a_folder_that_holds_a_policy_or_is_gone_on_with_stays_where_the_trainin
     assert (folder / CONFIG).is_file()
 
 
+@pytest.mark.parametrize(("code", "said"), [(2, True), (3, True), (1, False), (-9, False)])
+def test_the_process_of_an_episode_that_ended_with_the_code_of_a_sentence_has_said_why(code: int, said: bool) -> None:
+    ended, other = multiprocessing.Pipe()
+    other.close()
+    vector = object.__new__(SubprocVecEnv)
+    vector.processes = [SimpleNamespace(sentinel=ended, join=lambda seconds: None, exitcode=code)]
+    assert train._has_said(vector) is said
+
+
 @pytest.mark.parametrize(
     "fault",
     [OSError(28, "No space left on device"), MemoryError("no memory")],
@@ -443,9 +453,11 @@ def test_a_flaw_of_an_episode_or_of_what_is_written_is_not_laid_to_the_algorithm
         patched.setattr("ssdkd.engine.Engine.replay", fails)
         with pytest.raises(ValueError, match="a flaw"):
             train.main(flags)
-    monkeypatch.setattr(train, "judge_on", lambda *_: fails)
+    judged: list[Any] = []
+    monkeypatch.setattr(train, "judge_on", lambda tasks, *_: judged.extend(tasks) or fails)
     with pytest.raises(ValueError, match="a flaw"):
         train.main(flags)
+    assert [task["rounds"] for task in judged] == [5], "the held-out tasks"
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------
