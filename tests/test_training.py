@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
@@ -96,6 +96,7 @@ def short(tmp_path: Path, *more: str) -> list[str]:
 def test_without_normalising_a_policy_sees_what_there_is_and_a_training_goes_on(tmp_path: Path) -> None:
     assert train.main([*short(tmp_path), "--normalise", "false", "--steps", "8"]) == 0
     folder, seen = only_run(tmp_path), some_observations()
+    assert not isinstance(a_training(tmp_path, normalise=False).vector, VecNormalize)
     policy = load_policy(folder / POLICY)
     assert policy.description.reward_scale == 1.0
     np.testing.assert_array_equal(policy.seen(seen), seen)
@@ -113,7 +114,7 @@ def test_observations_hardly_move_the_scales_of_a_policy_that_was_trained_before
 
 def test_a_training_that_begins_with_a_policy_learns_on_from_its_weights(tmp_path: Path) -> None:
     some_policy().save(tmp_path / "p.safetensors")
-    flags = ["--begin", str(tmp_path / "p.safetensors"), "--net-arch", "[8, 8]", "--steps", "8"]
+    flags = ["--begin", str(tmp_path / "p.safetensors"), "--net-arch", "[8, 8]", "--steps", "8", "--seed", "5"]
     assert train.main([*short(tmp_path), *flags, "--arguments", "{n_steps: 8, batch_size: 8, learning_rate: 0.0}"]) == 0
     began, ended = (load_policy(path) for path in (tmp_path / "p.safetensors", only_run(tmp_path) / POLICY))
     held = ended.network.state_dict()
@@ -124,9 +125,9 @@ def test_a_training_that_begins_with_a_policy_learns_on_from_its_weights(tmp_pat
 
 
 def test_an_episode_is_played_as_the_training_says(tmp_path: Path) -> None:
-    training = a_training(tmp_path, reward="probe", warm_starts=3, observe=["progress"], act=["effort", "alpha"])
+    training = a_training(tmp_path, reward="validation", warm_starts=3, observe=["progress"], act=["effort", "alpha"])
     env = training.vector.envs[0]
-    assert (env.unwrapped.reward_name, env.unwrapped._warm_starts) == ("probe", 3)
+    assert (env.unwrapped.reward_name, env.unwrapped._warm_starts) == ("validation", 3)
     assert (env.observation_space.shape, env.action_space.shape) == ((1,), (2,))
 
 
@@ -366,8 +367,12 @@ def test_a_training_killed_before_its_first_checkpoint_begins_anew_with_the_same
     assert (first.quiet, again.quiet) == (True, False)
 
 
-def test_a_trainings_folder_is_named_by_algorithm_and_seed(tmp_path: Path, asked: list[Any]) -> None:
+def test_a_training_has_one_thread_and_a_folder_named_by_its_algorithm_and_seed(
+    tmp_path: Path, asked: list[Any]
+) -> None:
+    torch.set_num_threads(2)
     assert train.main(train_flags(tmp_path, "sac", "--seed", "3")) == 0
+    assert torch.get_num_threads() == 1
     assert only_run(tmp_path).name.startswith("policy-sac-seed3-")
 
 
@@ -402,16 +407,20 @@ def test_two_trainings_do_not_write_one_folder(
 def test_a_folder_that_holds_a_policy_or_is_gone_on_with_stays_where_the_training_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    learned: set[str] = set()
+
     def refused(config: Any, family: Any, folder: RunFolder, *rest: Any) -> Path:
-        if config.seed == 1:
-            (folder / POLICY).touch()
+        for name in learned:
+            (folder / name).touch()
         raise ConfigError("it cannot learn")
 
     monkeypatch.setattr(train, "train", refused)
     assert train.main(train_flags(tmp_path, "ppo")) == 2
     assert not (tmp_path / "runs").exists()
-    assert train.main(train_flags(tmp_path, "ppo", "--seed", "1")) == 2
+    learned.add(POLICY)
+    assert train.main(train_flags(tmp_path, "ppo")) == 2
     folder = only_run(tmp_path)
+    learned.clear()
     (folder / POLICY).unlink()
     assert train.main(["--resume", str(folder)]) == 2
     assert (folder / CONFIG).is_file()
@@ -463,10 +472,14 @@ def test_a_flaw_of_an_episode_or_of_what_is_written_is_not_laid_to_the_algorithm
 # -- tasks ----------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_of_accuracy_is_content_with_the_evaluation_set_of_the_base(tmp_path: Path) -> None:
+def test_a_reward_of_accuracy_needs_an_evaluation_set_of_each_task_or_of_the_base(tmp_path: Path) -> None:
     family = whole_family(TrainConfig(family=tiny_family(tmp_path), reward="outcome"))
     assert len(family.tasks) == 2
     assert [task["rounds"] for task in family.held_out] == [5]
+    (tmp_path / "blind.yaml").write_text("tasks: [{rounds: 3}, {rounds: 7, dataset: null}]")
+    with pytest.raises(ConfigError, match="outcome needs accuracy, and task 'rounds=7 dataset=None' has no evaluation"):
+        whole_family(TrainConfig(family=str(tmp_path / "blind.yaml"), reward="outcome"))
+    assert len(whole_family(TrainConfig(family=str(tmp_path / "blind.yaml"), reward="probe")).tasks) == 2
 
 
 # -- its curves -----------------------------------------------------------------------------------------------
