@@ -345,8 +345,11 @@ def judge_on(tasks: Sequence[Task], base: str, config: TrainConfig, folder: RunF
             known = list(evaluate(FIXED, base, tasks, seeds, processes))
         newest = list(evaluate([str(folder / POLICY)], base, tasks, seeds, processes, trust=True))  # it was made here
         judged = {"learned": summary(newest)[str(folder / POLICY)], **summary(known)}
-        with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"steps": steps, **judged}) + "\n")
+        try:
+            with (folder / EVALUATION).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"steps": steps, **judged}) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{folder / EVALUATION} cannot be written: {error.strerror or error}.") from error
         return judged
 
     return judge

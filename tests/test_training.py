@@ -28,7 +28,7 @@ from agents.tasks import family_from, training_tasks
 from agents.train import EVALUATION, POLICY, Apart, Record, TrainConfig, Training, judge_on, whole_family
 from ssdkd import checkpoint
 from ssdkd.coefficients import RANGES
-from ssdkd.errors import ConfigError, NumericalError, SsdkdError
+from ssdkd.errors import CheckpointError, ConfigError, NumericalError, SsdkdError
 from ssdkd.saving import Stopped, StopSignals
 from ssdkd.tracking.folder import CONFIG, RunFolder
 
@@ -320,6 +320,11 @@ def test_the_fixed_policies_are_played_once_and_the_newest_each_time_on_the_same
     lines = [json.loads(line) for line in (tmp_path / EVALUATION).read_text().splitlines()]
     assert [line["steps"] for line in lines] == [10, 20, 30, 40]
     assert lines[-1]["ssdkd"]["accuracy"] == 70.0
+    (tmp_path / EVALUATION).unlink()
+    (tmp_path / EVALUATION).mkdir()
+    with pytest.raises(CheckpointError, match=f"{EVALUATION} cannot be written: [A-Z]"):
+        judge(50)
+    (tmp_path / EVALUATION).rmdir()
     alone = TrainConfig(environments=5, processes=False)
     judge_on([], "digits", alone, folder)(50)
     assert played[-1][-1] == 1, "without processes of their own, one at a time"
