@@ -375,7 +375,14 @@ def train(
 
     The family's tasks are whole, as `whole_family` gives them. Returns the policy's file.
     """
-    training = Training(config, family.tasks, family.base)
+    lost = (
+        "a process that played an episode has ended, perhaps for lack of memory; go on from the last checkpoint "
+        f"with: python -m agents.train --resume {folder.path}"
+    )
+    try:
+        training = Training(config, family.tasks, family.base)
+    except (EOFError, ConnectionError) as error:
+        raise SsdkdError(lost) from error
     model = training.model
     try:
         if state is None:
@@ -406,10 +413,7 @@ def train(
         _abandon(training.vector)
         if said:
             raise ConfigError("an episode could not be played, for the reason above.") from error
-        raise SsdkdError(
-            "a process that played an episode has ended, perhaps for lack of memory; go on from the last checkpoint "
-            f"with: python -m agents.train --resume {folder.path}"
-        ) from error
+        raise SsdkdError(lost) from error
     except BaseException as error:
         _abandon(training.vector)
         if isinstance(error, Exception) and _is_of_the_algorithm(error):

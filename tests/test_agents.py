@@ -957,14 +957,16 @@ def test_a_signal_during_an_evaluation_stops_the_training_after_it(
 def test_an_environment_whose_process_ends_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended(self: Any) -> None:
+    def ended(*_: Any, **__: Any) -> None:
         raise EOFError
 
     monkeypatch.setattr("stable_baselines3.common.vec_env.DummyVecEnv.step_wait", ended)
-    assert train.main(train_flags(tmp_path, "ppo", "--steps", "16")) == 2
-    said = capsys.readouterr().err
-    assert "error: a process that played an episode has ended" in said
-    assert said.count("\n") == 1
+    monkeypatch.setattr("stable_baselines3.common.vec_env.SubprocVecEnv.__init__", ended)
+    for processes in ("false", "true"):  # the second as it begins
+        assert train.main(train_flags(tmp_path, "ppo", "--steps", "16", "--processes", processes)) == 2
+        said = capsys.readouterr().err
+        assert "error: a process that played an episode has ended" in said
+        assert said.count("\n") == 1
 
 
 def test_a_task_that_cannot_be_played_in_a_process_of_its_own_is_a_sentence_and_leaves_no_folder(
