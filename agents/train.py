@@ -495,12 +495,15 @@ def run(argv: Sequence[str] | None = None) -> None:
         folder = RunFolder.existing(given.resume)
         before, _ = _read([], str(folder / CONFIG))
         config, _ = _read(argv, str(folder / CONFIG))
-        for key, (old, new) in differences(before, config).items():
+        changed = differences(before, config)
+        for key, (old, new) in changed.items():
             if not key.startswith(HARMLESS):
                 raise ConfigError(f"{key} was {old!r} in {folder.path} and is {new!r} now; start a new training.")
         state = _newest_state(folder)
         begin, family = config.beginning() if state is None else None, whole_family(config)
     with folder.claimed():
+        if given.resume is not None and changed:  # so that the next --resume goes as far without being told again
+            folder.write_text(CONFIG, to_yaml(config))
         try:
             print(f"policy: {train(config, family, folder, begin, state, given.quiet)}")
         except ConfigError:

@@ -399,6 +399,18 @@ def test_a_training_goes_on_in_other_rhythms_and_places_but_not_with_other_setti
     assert len(asked) == 2
 
 
+def test_a_training_that_is_to_go_further_than_planned_goes_as_far_after_it_was_stopped_again(
+    tmp_path: Path, asked: list[Any]
+) -> None:
+    assert train.main(train_flags(tmp_path, "ppo", "--steps", "16")) == 0
+    folder = only_run(tmp_path)
+    assert train.main(["--resume", str(folder), "--steps", "64", "--reward", "probe"]) == 2, "which is not remembered"
+    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--steps", "32"]) == 0
+    assert train.main(["--resume", str(folder)]) == 0
+    assert [told.config.steps for told in asked] == [16, 16, 32, 32]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="locks")
 def test_two_trainings_do_not_write_one_folder(
     tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
