@@ -967,6 +967,7 @@ def test_an_environment_whose_process_ends_is_one_sentence(
         said = capsys.readouterr().err
         assert "error: a process that played an episode has ended" in said
         assert said.count("\n") == 1
+        assert (Path(said.split()[-1].rstrip(".")) / "config.yaml").is_file(), "to go on with"
 
 
 def test_a_task_that_cannot_be_played_in_a_process_of_its_own_is_a_sentence_and_leaves_no_folder(

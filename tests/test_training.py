@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -411,6 +412,25 @@ def test_a_training_that_is_to_go_further_than_planned_goes_as_far_after_it_was_
     assert [told.config.steps for told in asked] == [16, 16, 32, 32]
 
 
+def test_a_training_is_on_all_tasks_of_its_family_whose_teachers_lie_where_it_is_told(
+    tmp_path: Path, asked: list[Any]
+) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "wide.safetensors").touch()
+    common = {"teacher": {"checkpoint": "wide.safetensors"}}
+    axes = {"rounds": [{"rounds": 2}, {"rounds": 3}], "seed": [{"seed": 1}, {"seed": 2}]}
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump({"common": common, "axes": axes, "held_out": [{"rounds": 9}]}))
+    flags = ["--family", str(tmp_path / "family.yaml"), "--teachers-root", str(tmp_path / "here")]
+    assert train.main([*train_flags(tmp_path, "ppo"), *flags]) == 0
+    assert train.main(["--resume", str(only_run(tmp_path)), "--teachers-root", str(tmp_path / "there")]) == 0
+    for told, place in zip(asked, ("here", "there"), strict=True):
+        assert [(task["rounds"], task["seed"]) for task in told.family.tasks] == [(2, 1), (2, 2), (3, 1), (3, 2)]
+        assert [task["rounds"] for task in told.family.held_out] == [9]
+        teachers = {task["teacher"]["checkpoint"] for task in [*told.family.tasks, *told.family.held_out]}
+        assert teachers == {str((tmp_path / place / "wide.safetensors").resolve())}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="locks")
 def test_two_trainings_do_not_write_one_folder(
     tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
@@ -489,6 +509,11 @@ def test_a_flaw_of_an_episode_or_of_what_is_written_is_not_laid_to_the_algorithm
 # -- tasks ----------------------------------------------------------------------------------------------------
 
 
+def test_a_reward_that_there_is_not_is_known_before_a_process_ends_by_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward: expected .*'fame'"):
+        whole_family(TrainConfig(family=tiny_family(tmp_path), reward="fame"))
+
+
 def test_a_reward_of_accuracy_needs_an_evaluation_set_of_each_task_or_of_the_base(tmp_path: Path) -> None:
     family = whole_family(TrainConfig(family=tiny_family(tmp_path), reward="outcome"))
     assert len(family.tasks) == 2
@@ -561,3 +586,33 @@ def test_a_training_that_nobody_judges_is_told_by_its_return(tmp_path: Path) -> 
     about = EventAccumulator(str(tmp_path)).Reload().PluginTagToContent("hparams")
     listed = hparams_metadata.parse_experiment_plugin_data(about["_hparams_/experiment"])
     assert [info.name.tag for info in listed.metric_infos] == ["episodes/return"]
+
+
+# -- taking up a checkpoint -----------------------------------------------------------------------------------
+
+
+def taken_up(state: dict[str, Any], fault: Exception | None = None) -> list[Any]:
+    """What of `state` a training of the family "mine" is given."""
+    given: list[Any] = []
+
+    def load(state: dict[str, Any]) -> None:
+        if fault is not None:
+            raise fault
+        given.append(state)
+
+    training: Any = SimpleNamespace(family="mine", config=TrainConfig(family="mine.yaml"), load_state_dict=load)
+    train._restore(training, state)
+    return given
+
+
+def test_a_checkpoint_is_taken_up_by_a_training_on_its_family_and_an_older_one_that_does_not_tell_by_any() -> None:
+    for state in ({"family": "mine"}, {"judged": 0}):
+        assert taken_up(state) == [state]
+    with pytest.raises(CheckpointError, match=r"the tasks of mine\.yaml have changed since the training began"):
+        taken_up({"family": "another"})
+
+
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError])
+def test_a_checkpoint_of_another_version_is_refused_in_one_sentence(kind: type[Exception]) -> None:
+    with pytest.raises(CheckpointError, match=r"does not fit this training \(.*two lines.*\).*start a new training\.$"):
+        taken_up({"family": "mine"}, kind("two lines\nof which one is shown"))
