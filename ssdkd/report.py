@@ -373,7 +373,10 @@ def _grouped(runs: Sequence[Record]) -> list[Curve]:
     """By policy, and task, where policies differ; else each run for itself."""
     settings = [_flat(run.config) for run in runs]
     if len({run.policy for run in runs}) > 1:
-        told = [key for key in TASK if len({repr(each.get(key)) for each in settings}) > 1]
+        told: list[str] = []
+        for key in TASK:
+            if _kinds(settings, [*told, key]) > _kinds(settings, told):
+                told.append(key)
         groups: dict[str, list[Record]] = {}
         for run, each in zip(runs, settings, strict=True):
             groups.setdefault(", ".join([run.policy, *(_in_short(each.get(key)) for key in told)]), []).append(run)
@@ -393,16 +396,17 @@ def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """At most two of the settings that differ: those that tell most runs apart."""
     keys = _varied(settings)
     told: list[str] = []
-
-    def kinds(key: str) -> int:
-        return len({tuple(repr(each.get(k)) for k in (*told, key)) for each in settings})
-
     while keys and len(told) < 2:
-        best = max(keys, key=kinds)
-        if told and kinds(best) == kinds(told[-1]):
+        best = max(keys, key=lambda key: _kinds(settings, [*told, key]))
+        if told and _kinds(settings, [*told, best]) == _kinds(settings, told):
             break
         told.append(best)
     return told
+
+
+def _kinds(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    """How many kinds of run these settings tell apart."""
+    return len({tuple(repr(each.get(key)) for key in keys) for each in settings})
 
 
 def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
