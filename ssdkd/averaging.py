@@ -7,6 +7,8 @@ that a falling rate would have made small still teach.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,23 +18,52 @@ class Average:
 
     Step t counts for 1 / (1 + share (t - 1)) of the mean, which so reaches back over the same share of a short run and
     of a long one: the first step is taken whole, with share 1 all steps count alike. The statistics of batch norm are
-    averaged as the weights are.
+    averaged as the weights are; buffers that have no mean follow those of the other network.
     """
 
     def __init__(self, into: nn.Module, of: nn.Module, share: float) -> None:
         self.share = share
         self.steps = 0
-        self._into, self._of = _numbers(into), _numbers(of)
+        self._networks = into, of
+        self._averaged = [name for name, buffer in of.named_buffers() if has_mean(name, buffer)]
+        self._weights = [[p for p in network.parameters() if p.is_floating_point()] for network in self._networks]
+        self._places = [[place_of(network, name) for name in self._averaged] for network in self._networks]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in where the network is after one more step."""
         weight = 1.0 / (1.0 + self.share * self.steps)
         self.steps += 1
-        torch._foreach_lerp_(self._into, self._of, weight)
+        # looked up anew, since a network may put a new tensor in the place of a buffer
+        into, of = (
+            [*weights, *(held[name] for held, name in places)]
+            for weights, places in zip(self._weights, self._places, strict=True)
+        )
+        torch._foreach_lerp_(into, of, weight)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take over the buffers that have no mean."""
+        into, of = self._networks
+        for name, value in of.named_buffers():
+            if name not in self._averaged:
+                held, leaf = place_of(into, name)
+                if held[leaf] is not None and held[leaf].shape == value.shape:
+                    held[leaf].copy_(value)
+                else:
+                    held[leaf] = value.clone()
 
 
-def _numbers(network: nn.Module) -> list[Tensor]:
-    """What of a network can be averaged: its floating-point parameters and buffers, but for masks of infinities."""
-    buffers = [b for b in network.buffers() if b.isfinite().all()]  # the mean of two infinities would be NaN
-    return [t for t in (*network.parameters(), *buffers) if t.is_floating_point()]
+def has_mean(name: str, buffer: Tensor) -> bool:
+    """Whether the mean of a buffer's values is one: not of counts, flags and masks of infinities.
+
+    Nor of the unit vectors (`weight_u`, `_v`) by which spectral norm measures a weight: their mean is shorter.
+    """
+    numbers = buffer.is_floating_point() and buffer.numel() > 0 and bool(buffer.isfinite().all())
+    return numbers and not name.endswith(("_u", "_v"))
+
+
+def place_of(network: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a network holds the buffer of that name."""
+    path, _, leaf = name.rpartition(".")
+    return network.get_submodule(path)._buffers, leaf

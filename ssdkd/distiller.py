@@ -173,6 +173,8 @@ class Distiller:
             buffer.note_replay(batch, delta)
             deltas.append(delta)
             agreed.append(agree)
+        if self.average is not None:
+            self.average.follow()
         loss = (weights * torch.stack(deltas)).mean()
         return Replayed(loss, torch.stack(agreed).float().mean(), *rows.shape)
 

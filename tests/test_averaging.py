@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -59,6 +60,68 @@ def test_a_mask_of_infinities_stays_as_it_is() -> None:
     for _ in range(2):
         average.update()
     assert torch.equal(mean.mask, mask)
+
+
+class Counting(nn.Module):
+    """Holds what a mean is of and what it is not, and makes each of it anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(2))
+        self.register_buffer("ready", torch.tensor(False))
+        self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("later", None)
+
+    def live(self, value: float) -> None:
+        self.level = torch.full((2,), value)
+        self.ready = torch.tensor(True)
+        self.seen = torch.full((3,), value)
+        self.later = torch.full((1,), value)
+
+
+def test_buffers_that_a_network_makes_anew_are_averaged_and_what_has_no_mean_follows() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), Counting())
+    mean = copy.deepcopy(network)
+    average = Average(mean, network, 1.0)
+    for value in (1.0, 3.0):
+        network[1].live(value)
+        average.update()
+    average.follow()
+    assert mean[1].level.tolist() == [2.0, 2.0]
+    assert mean[1].ready
+    assert mean[1].seen.tolist() == [3.0] * 3
+    assert mean[1].later.tolist() == [3.0]
+    network[1].seen.zero_()
+    assert mean[1].seen.tolist() == [3.0] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("spectral_norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_the_mean_of_weights_under_spectral_norm_is_under_it_too(spectral_norm: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = spectral_norm(nn.Linear(8, 8, bias=False))
+    with torch.no_grad():
+        network(torch.zeros(1, 8))
+    mean = copy.deepcopy(network)
+    average, weight = Average(mean, network, 0.1), next(network.parameters())
+    for _ in range(100):
+        with torch.no_grad():
+            weight.add_(0.1 * torch.randn(8, 8))
+            network.train()(torch.zeros(1, 8))
+        average.update()
+    average.follow()
+    with torch.no_grad():
+        mean.eval()(torch.zeros(1, 8))
+        assert torch.linalg.matrix_norm(mean.weight, 2) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_mean_has_counted_the_batches_that_the_learner_has_seen() -> None:
+    engine = tiny_engine(changed(distillation={"average": 0.5}))
+    drive(engine, Coefficients())
+    student, learner = engine.student.state_dict(), engine.learner.state_dict()
+    counts = [name for name in learner if name.endswith(".num_batches_tracked")]
+    assert counts
+    assert all(student[name] == learner[name] > 0 for name in counts)
 
 
 def test_the_mean_is_what_is_measured_and_the_learner_what_learns() -> None:
