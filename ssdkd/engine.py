@@ -802,12 +802,22 @@ def copy_of(network: nn.Module, role: str) -> nn.Module:
         for weight, original in zip(second.parameters(), network.parameters(), strict=True):
             if weight.requires_grad != original.requires_grad:
                 weight.requires_grad_(original.requires_grad)
+            keep_hooks(weight, original)
         return second
     except Exception as error:  # it may be anyone's code
         advice = ", as the mean of its weights needs: set distillation.average to 0" if role == "student" else ""
         if role == "teacher" and "graph leaves" in str(error):  # as the old weight_norm leaves in it, or a hook
             advice = ": call it on an image under torch.no_grad() first, so that what it holds was computed there"
         raise ConfigError(f"the {role} cannot be copied ({in_one_line(error)}){advice}.") from error
+
+
+def keep_hooks(weight: nn.Parameter, original: nn.Parameter) -> None:
+    """Have what was registered on a weight's gradient, as a mask of what is pruned, on its copy, too."""
+    if weight.requires_grad:
+        for hook in (original._backward_hooks or {}).values():
+            weight.register_hook(hook)
+        for hook in (original._post_accumulate_grad_hooks or {}).values():
+            weight.register_post_accumulate_grad_hook(hook)
 
 
 def _generator_work(generator: nn.Module, latent: int) -> Work:

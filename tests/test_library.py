@@ -347,6 +347,25 @@ def test_networks_with_parts_in_torchscript_are_taken() -> None:
     assert all(weight.requires_grad for network in (teacher, student) for weight in network.parameters())
 
 
+@pytest.mark.parametrize("average", [0.125, 0.0])
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_weight_whose_gradient_is_masked_stays_where_it_is_masked(register: str, average: float) -> None:
+    student = a_student()
+    weight = student.linear.weight
+    before = weight.detach().clone()
+    mask = torch.ones_like(weight)
+    mask[5:] = 0.0
+
+    def in_place(weight: torch.Tensor) -> None:
+        weight.grad *= mask
+
+    getattr(weight, register)((lambda slope: slope * mask) if register == "register_hook" else in_place)
+    learning = SMALL["distillation"] | {"average": average, "weight_decay": 0.0}
+    ssdkd.distill(digits_teacher(), student, dataset="digits", **SMALL | {"distillation": learning})
+    assert torch.equal(weight[5:], before[5:])
+    assert not torch.equal(weight[:5], before[:5])
+
+
 def test_a_student_that_would_change_the_teacher_is_refused() -> None:
     teacher, student = digits_teacher(), a_student()
     student.more = teacher.linear  # type: ignore[attr-defined]
