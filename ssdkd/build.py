@@ -57,10 +57,14 @@ def build_engine(config: RunConfig, teacher: nn.Module | None = None, student: n
 
 
 def require_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """The student is trained in place, the teacher stays as it is: what is trained must not be of both."""
-    taught = set(map(id, teacher.parameters()))
-    for name, weight in student.named_parameters():
-        if weight.requires_grad and id(weight) in taught:
+    """The student is trained in place, the teacher stays as it is: what is trained must not be of both.
+
+    Statistics of batch norm move in training, whether its weights are frozen or not.
+    """
+    taught = set(map(id, learned(teacher).values()))
+    for name, values in learned(student).items():
+        frozen = isinstance(values, nn.Parameter) and not values.requires_grad
+        if id(values) in taught and not frozen:
             raise ConfigError(
                 f"the student's {name} is the teacher's own, which training would change: give the student a copy of "
                 "it (copy.deepcopy)."

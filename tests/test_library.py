@@ -374,6 +374,9 @@ def test_a_student_that_would_change_the_teacher_is_refused() -> None:
             ssdkd.distill(teacher, other, dataset="digits", **SMALL)
     teacher.linear.requires_grad_(False)
     ssdkd.distill(teacher, student, dataset="digits", **SMALL)
+    student.more = teacher.blocks[0].requires_grad_(False)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"the student's more\.1\.running_mean is the teacher's own"):
+        ssdkd.distill(teacher, student, dataset="digits", **SMALL)
 
 
 def test_a_teacher_that_holds_what_it_computed_is_told_how_to_let_go_of_it() -> None:
