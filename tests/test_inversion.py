@@ -354,6 +354,30 @@ def test_features_are_what_the_last_linear_layer_reads(teacher: nn.Module) -> No
     assert torch.equal(logits, teacher(inputs))
 
 
+class ByName(nn.Module):
+    """Calls a layer by the name of its argument."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: Tensor) -> Tensor:
+        result: Tensor = self.layer(input=maps)
+        return result
+
+
+def test_layers_that_are_called_by_name_are_observed_too() -> None:
+    inputs = torch.randn(4, 3, 6, 6, generator=random_from(0))
+    norm, linear = nn.BatchNorm2d(3), nn.Linear(108, 2)
+    plain, named = (
+        Observer(nn.Sequential(kind(norm), nn.Flatten(), kind(linear)).eval()) for kind in (nn.Sequential, ByName)
+    )
+    for observer in (plain, named):
+        observer.observe(inputs, statistics=True, features=True)
+    assert plain.features is not None
+    torch.testing.assert_close((named.batch, named.features), (plain.batch, plain.features), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_is_compiled_of_a_teacher_is_observed_too(teacher: nn.Module, whole: bool) -> None:
     inputs = torch.randn(4, 1, 8, 8, generator=random_from(0))

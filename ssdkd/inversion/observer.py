@@ -47,9 +47,9 @@ class Observer:
         self.batch, self.running, self.features = [], [], None
         handles = []
         if statistics:
-            handles += [m.register_forward_pre_hook(self._note_statistics) for m in self._learned]
+            handles += [m.register_forward_pre_hook(self._note_statistics, with_kwargs=True) for m in self._learned]
         if features and self._classifier is not None:
-            handles.append(self._classifier.register_forward_pre_hook(self._note_features))
+            handles.append(self._classifier.register_forward_pre_hook(self._note_features, with_kwargs=True))
         try:
             with uncompiled():
                 logits: Tensor = self.teacher(inputs)
@@ -58,14 +58,19 @@ class Observer:
                 handle.remove()
         return logits.float()
 
-    def _note_statistics(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen: Tensor = arguments[0]
-        mean, variance = _Moments.apply(seen)
+    def _note_statistics(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        mean, variance = _Moments.apply(_first(arguments, named))
         self.batch.append((mean, variance))
         self.running.append(self._learned[module])
 
-    def _note_features(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.features = arguments[0].float()
+    def _note_features(self, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.features = _first(arguments, named).float()
+
+
+def _first(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What a layer is called on, be it as `layer(x)` or as `layer(input=x)`."""
+    of_layer: Tensor = next(iter((*arguments, *named.values())))
+    return of_layer
 
 
 class _Moments(torch.autograd.Function):
