@@ -91,6 +91,7 @@ class Engine:
         self.random["host"] = torch.Generator().manual_seed(config.seed * 1000 + 6)  # for what the host has to know
         self.mean, self.std = spec.normalisation(device)
         observer, inversion, keeping = Observer(self.teacher), config.inversion, config.buffer
+        observer.look_for_batch_norm(spec.shape)
         self.starts_from = inversion.start
         if self.starts_from == "auto":
             large = min(spec.height, spec.width) >= SMALLEST_FOR_PYRAMID

@@ -314,10 +314,14 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
     teacher = engine.config.teacher
     if teacher.checkpoint is None and not is_in_memory(teacher.name):
         display.say(f"No --teacher.checkpoint: the teacher has the weights that {teacher.name} gave it.")
-    if not engine.inverter.observer.has_batch_norm:
+    observer = engine.inverter.observer
+    if not observer.has_batch_norm:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
         how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"
-        display.say(f"The teacher has no batch-norm statistics; inversion {how}.")
+        if observer.unseen:
+            display.warn(f"the teacher's batch norm goes unseen, as its forward calls no such layer; inversion {how}.")
+        else:
+            display.say(f"The teacher has no batch-norm statistics; inversion {how}.")
     given, dataset = engine.config.image, engine.config.dataset
     if (given.mean is None or given.std is None) and (dataset is None or not says_normalisation(dataset)):
         mean, std = (" ".join(f"{v:g}" for v in dict.fromkeys(of)) for of in (engine.spec.mean, engine.spec.std))

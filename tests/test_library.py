@@ -379,6 +379,27 @@ def test_a_student_that_would_change_the_teacher_is_refused() -> None:
         ssdkd.distill(teacher, student, dataset="digits", **SMALL)
 
 
+class Bypassed(nn.BatchNorm2d):
+    """Runs as written, by way of no layer."""
+
+    def __call__(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.forward(maps)
+
+
+def test_batch_norm_that_goes_unseen_is_told_and_not_gone_by(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for called in (nn.BatchNorm2d, Bypassed):
+        teacher = digits_teacher()
+        for layer in teacher.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.__class__ = called
+        terms = ssdkd.distill(teacher, a_student(), **SMALL, dataset="digits").history[-1]
+        assert ("term_batch_norm" in terms) == (called is nn.BatchNorm2d)
+        said.append(capsys.readouterr().err)
+    assert said[0] == ""
+    assert re.fullmatch("warning: the teacher's batch norm goes unseen.* inversion starts from textures .*\n", said[1])
+
+
 def test_a_teacher_that_holds_what_it_computed_is_told_how_to_let_go_of_it() -> None:
     teacher = digits_teacher()
     teacher.register_forward_hook(lambda module, _, logits: setattr(module, "last", logits))

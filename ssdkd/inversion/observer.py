@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ssdkd.devices import uncompiled
 from ssdkd.models import unwrapped
+from ssdkd.models.counting import dry_run
 
 
 def is_batch_norm(layer: nn.Module) -> bool:
@@ -37,10 +38,23 @@ class Observer:
         self._classifier = next((m for m in reversed(list(teacher.modules())) if isinstance(m, nn.Linear)), None)
         self.batch: list[tuple[Tensor, Tensor]] = []
         self.features: Tensor | None = None
+        self.unseen = False
 
     @property
     def has_batch_norm(self) -> bool:
-        return bool(self._learned)
+        """Whether there is any to go by."""
+        return bool(self._learned) and not self.unseen
+
+    def look_for_batch_norm(self, shape: tuple[int, int, int]) -> None:
+        """Find out by one image whether all of it is `unseen`: only what is called as a layer, layer(x), is noticed."""
+        called: set[nn.Module] = set()
+        handles = [m.register_forward_pre_hook(lambda layer, _: called.add(layer)) for m in self._learned]
+        try:
+            dry_run(self.teacher, shape, "the teacher")
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.unseen = bool(self._learned) and not called
 
     def observe(self, inputs: Tensor, statistics: bool, features: bool) -> Tensor:
         """The teacher's logits (B, C) for inputs (B, c, H, W), noting statistics and features on the way."""
