@@ -35,7 +35,7 @@ from ssdkd.inversion import (
 )
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
-from ssdkd.models import count_parameters, fingerprint
+from ssdkd.models import count_parameters, fingerprint, unwrapped
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, learned, repaired, trouble_in
 
@@ -498,10 +498,11 @@ class Engine:
 
     def _students_state(self) -> dict[str, Any]:
         """Where the student is, what it learns by, and what is handed out of it."""
-        state = {"network": self.learner.state_dict(), "optimizer": self.distiller.optimizer.state_dict()}
+        network, mean = unwrapped(self.learner), unwrapped(self.student)
+        state = {"network": network.state_dict(), "optimizer": self.distiller.optimizer.state_dict()}
         if self.distiller.average is None:
             return state
-        return {**state, "mean": self.student.state_dict(), "mean_of": self.distiller.average.steps}
+        return {**state, "mean": mean.state_dict(), "mean_of": self.distiller.average.steps}
 
     def _learned(self) -> list[Any]:
         """What of that training changes."""
@@ -509,10 +510,10 @@ class Engine:
         return [learned(self.learner), self.distiller.optimizer.state_dict(), mean]
 
     def _put_student(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state["network"])
+        unwrapped(self.learner).load_state_dict(state["network"])
         self.distiller.optimizer.load_state_dict(state["optimizer"])
         if self.distiller.average is not None:
-            self.student.load_state_dict(state["mean"])
+            unwrapped(self.student).load_state_dict(state["mean"])
             self.distiller.average.steps = int(state["mean_of"])
 
     # -- pieces of the phases -------------------------------------------------------------------------------
@@ -683,7 +684,7 @@ class Engine:
     @functools.cached_property
     def teacher_fingerprint(self) -> str:
         """Which teacher it is that a run has; its weights are no part of the state."""
-        return fingerprint(learned(self.teacher))
+        return fingerprint(learned(unwrapped(self.teacher)))
 
     def state_dict(self) -> dict[str, Any]:
         self.stopwatch.read()

@@ -433,6 +433,24 @@ def test_a_run_that_was_cut_and_restored_ends_like_one_that_was_not(optimizer: s
 # -- teacher, buffer and views --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("average", [0.0, 0.3])
+@pytest.mark.parametrize("begins_wrapped", [True, False])
+def test_a_run_goes_on_with_networks_that_are_wrapped_and_those_that_are_not(
+    begins_wrapped: bool, average: float
+) -> None:
+    def engine(wrapped: bool) -> Engine:
+        teacher, student = digits_teacher(), small_student()
+        if wrapped:
+            teacher, student = nn.DataParallel(teacher), nn.DataParallel(student)
+        return tiny_engine(changed(distillation={"average": average}), teacher=teacher, student=student)
+
+    begun, goes_on = engine(begins_wrapped), engine(not begins_wrapped)
+    drive(begun, Coefficients(), rounds=1)
+    goes_on.load_state_dict(copy.deepcopy(begun.state_dict()))
+    ends = [drive(each, Coefficients(), rounds=1)[-1]["probe_kl"] for each in (begun, goes_on)]
+    assert ends[0] == ends[1]
+
+
 def test_a_run_leaves_the_teacher_as_it_was() -> None:
     engine = tiny_engine()
     before = to_bytes(engine.teacher)
