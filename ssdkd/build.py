@@ -232,6 +232,8 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
                 " Its batch norm is watched, which torch.utils.checkpoint does not bear: leave that out in evaluation "
                 "mode."
             )
+        if "hook is not supported on ScriptModules" in said:
+            advice = " Its batch norm is watched, which TorchScript does not bear: hand that part over as written."
         if "eval() is not supported" in said:
             advice = " It is a program of torch.export: hand over the module that it was made of."
         if parameter.dtype != torch.float32:

@@ -573,6 +573,10 @@ class Ungraded(nn.Module):
         (lambda: Ungraded(torch.inference_mode), "does not lead back to its input"),
         (lambda: digits_teacher().half(), r"float16: hand over the network.float\(\)"),
         (lambda: torch.jit.trace(digits_teacher().eval(), torch.zeros(1, 1, 8, 8)), "TorchScript"),
+        (
+            lambda: nn.Sequential(torch.jit.trace(digits_teacher().eval(), torch.zeros(1, 1, 8, 8))),
+            "TorchScript does not bear",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
