@@ -673,7 +673,8 @@ class Engine:
         if self.evaluation is None:
             return None
         start = self.stopwatch.now()
-        named = predictions(model, self.evaluation.images, self.mean, self.std, self.autocast)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # of which it may draw
+            named = predictions(model, self.evaluation.images, self.mean, self.std, self.autocast)
         value = accuracy(named, self.evaluation.labels)
         self.stopwatch.stop("evaluation", start)
         self.stopwatch.read()

@@ -375,9 +375,17 @@ def test_of_large_images_fewer_are_measured_on_at_once(pixels: int, most: int) -
     assert max(shown) == most
 
 
-def test_an_evaluation_set_changes_nothing_about_the_student() -> None:
-    blind = tiny_engine(student=seeded(Forgetful, 0))
-    watched = tiny_engine(student=seeded(Forgetful, 0), evaluate=True)
+class Unsteady(Forgetful):
+    """Draws when it is measured as it does when it learns."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.net(nn.functional.dropout(inputs, 0.3))
+
+
+@pytest.mark.parametrize("student", [Forgetful, Unsteady])
+def test_an_evaluation_set_changes_nothing_about_the_student(student: Callable[[], nn.Module]) -> None:
+    blind = tiny_engine(student=seeded(student, 0))
+    watched = tiny_engine(student=seeded(student, 0), evaluate=True)
     torch.manual_seed(0)
     drive(blind, STEERED)
     torch.manual_seed(0)
