@@ -19,6 +19,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
+from agents import choose_policy
 from envs import ENV_ID, SampleSelectionEnv, sample_selection
 from envs.rewards import REWARDS, budget_left, log_kl
 from envs.spaces import ENTRIES, Memory, action_table, observation_space, observation_table, observe
@@ -29,6 +30,8 @@ from ssdkd.config import build as build_config
 from ssdkd.engine import Engine
 from ssdkd.errors import ConfigError, NumericalError
 from ssdkd.models import create_model
+from ssdkd.run import run
+from ssdkd.tracking import Display
 
 TINY: dict[str, Any] = {
     "dataset": "digits",
@@ -166,6 +169,25 @@ def test_same_seed_and_actions_give_the_identical_trajectory(warm_starts: int) -
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not np.array_equal(first[-2], trajectory(env, 4)[-2])
+
+
+@pytest.mark.parametrize("policy", ["ssdkd", "learned"])
+def test_an_episode_is_the_run_of_the_command(policy: str) -> None:
+    env = gymnasium.make(ENV_ID, config=TINY)
+    observation, _ = env.reset(seed=4)
+    config = env.unwrapped.engine.config  # type: ignore[attr-defined]
+    chosen, ended, told = choose_policy(policy, config.seed), False, []
+    while not ended:
+        action, _ = chosen.predict(observation, deterministic=True)
+        observation, _, ended, _, info = env.step(action)
+        told.append({**info["statistics"], **info["coefficients"]})
+    of_command = build_config(RunConfig, [(TINY, "here"), ({"policy": policy, "seed": config.seed}, "here")])
+    result = run(of_command, build.build_engine(of_command), None, Display(quiet=True))
+    played = env.unwrapped.engine.student.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(value, played[name]) for name, value in result.student.state_dict().items())
+    assert len(told) == len(result.history)
+    for here, there in zip(told, result.history, strict=True):
+        assert {k: v for k, v in here.items() if k != "seconds"}.items() <= there.items()
 
 
 def test_a_task_or_options_that_are_no_mapping_are_refused() -> None:

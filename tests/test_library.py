@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ssdkd
 from ssdkd.build import build_engine
 from ssdkd.config import RunConfig, from_mapping
-from ssdkd.data import dataset_spec
+from ssdkd.data import dataset_spec, load_dataset
 from ssdkd.errors import CheckpointError, ConfigError, SsdkdError
 from ssdkd.models import create_model, load_weights
 from ssdkd.run import main, run
@@ -109,6 +111,81 @@ def test_evaluation_data_do_not_change_the_student() -> None:
     assert seen.summary["student_accuracy"] is not None
     assert blind.summary["student_accuracy"] is None
     assert same(weights(seen.student), weights(blind.student))
+
+
+class Bare(nn.Module):
+    """What a batch norm computes in evaluation, in a layer of one's own."""
+
+    def __init__(self, layer: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, getattr(layer, name))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        known = (self.running_mean, self.running_var, self.weight, self.bias)
+        return nn.functional.batch_norm(maps, *known, eps=self.eps)
+
+
+def with_bare_norms(network: nn.Module) -> nn.Module:
+    for block in network.blocks:
+        block[1] = Bare(block[1])
+    return network
+
+
+def spread_out(network: nn.Module) -> nn.Module:
+    """Every other number of larger tensors."""
+    for weight in network.parameters():
+        weight.data = torch.stack([weight.data, weight.data], dim=-1)[..., 0]
+    return network
+
+
+def with_slopes(network: nn.Module) -> nn.Module:
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student"),
+    [
+        (nn.Module.train, nn.Module.eval),
+        (nn.Sequential, nn.Sequential),
+        (nn.DataParallel, nn.DataParallel),
+        (nn.SyncBatchNorm.convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm),
+        (lambda network: network.to(memory_format=torch.channels_last), spread_out),
+        (spread_out, with_slopes),
+        (lambda network: network.requires_grad_(False), copy.deepcopy),
+        (with_bare_norms, nn.Module.eval),
+    ],
+)
+def test_networks_in_another_form_give_the_same_student(of_teacher: Any, of_student: Any) -> None:
+    plain = ssdkd.distill(digits_teacher(), a_student(), dataset="digits", **SMALL)
+    other = ssdkd.distill(of_teacher(digits_teacher()), of_student(a_student()), dataset="digits", **SMALL)
+    assert all(map(torch.equal, plain.student.state_dict().values(), other.student.state_dict().values()))
+    assert other.summary["student_accuracy"] == plain.summary["student_accuracy"]
+
+
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_the_same_images_in_another_form_give_the_same_run(form: str, tmp_path: Path) -> None:
+    digits = load_dataset("digits", None)
+    images, labels = digits.images[:, 0].numpy(), digits.labels.numpy()
+    root = tmp_path / form
+    if form == "npz":
+        with root.open("wb") as file:
+            np.savez(file, images=images[::-1, ..., None], labels=labels[::-1].astype(np.uint8))
+    else:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            (root / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / str(label) / f"{number}.png")
+    image_facts = {"mean": list(digits.spec.mean), "std": list(digits.spec.std)}
+    plain, other = (
+        ssdkd.distill(digits_teacher(), a_student(), **options, **SMALL)
+        for options in ({"dataset": "digits"}, {"dataset": form, "data_root": str(root), "image": image_facts})
+    )
+    assert same(weights(plain.student), weights(other.student))
+    for role in ("teacher", "student"):
+        assert other.summary[f"{role}_accuracy"] == plain.summary[f"{role}_accuracy"]
 
 
 def test_with_out_a_run_folder_is_left(tmp_path: Path) -> None:
