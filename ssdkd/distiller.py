@@ -41,9 +41,18 @@ def divergence_and_slope(teacher_logits: Tensor, student_logits: Tensor, tempera
 
 
 def make_optimizer(
-    student: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float, nesterov: bool = True
+    student: nn.Module,
+    name: str,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = True,
+    head: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """The student's optimiser: sgd, muon, adam or adamw; those of PyTorch as one pass over the weights."""
+    """The student's optimiser: sgd, muon, adam or adamw; those of PyTorch as one pass over the weights.
+
+    `head` is the layer that muon takes for the last.
+    """
     named = {name: p for name, p in student.named_parameters() if p.requires_grad}
     for weight, values in named.items():
         if values.is_complex():
@@ -53,7 +62,7 @@ def make_optimizer(
             )
     parameters = list(named.values())
     if name == "muon":
-        return Muon(student, learning_rate, momentum, weight_decay, nesterov)
+        return Muon(student, learning_rate, momentum, weight_decay, nesterov, head)
     if name == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -36,6 +36,7 @@ from ssdkd.inversion import (
 from ssdkd.inversion.generators import to_bytes
 from ssdkd.inversion.textures import random_textures
 from ssdkd.models import count_parameters, fingerprint, unwrapped
+from ssdkd.muon import head_of
 from ssdkd.stopwatch import Moment, Stopwatch
 from ssdkd.trouble import Guard, all_finite, copied, learned, repaired, trouble_in
 
@@ -187,6 +188,7 @@ class Engine:
             learning.momentum,
             learning.weight_decay,
             learning.nesterov,
+            head_of(self.learner, self.spec.shape) if self.optimizer_name == "muon" else None,
         )
         bound = _given(learning.clip, default_bound(self.learner))
         distiller = Distiller(self.learner, optimizer, self.mean, self.std, learning.temperature, bound, self.autocast)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdkd.models.counting import dry_run
+
 ITERATIONS = 5
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration: odd, steep at 0, near 1 for 0.7 to 1.2
 
@@ -88,18 +90,45 @@ def full_precision() -> Iterator[None]:
         put(allowed)
 
 
+def layers_of(student: nn.Module) -> list[Any]:
+    """Its linear and convolutional layers, as it defines them."""
+    return [m for m in student.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+
+
+def head_of(student: nn.Module, shape: tuple[int, int, int]) -> nn.Module | None:
+    """The layer that images of that shape go through last, wherever it is defined; None where not all are called."""
+    layers = layers_of(student)
+    called: list[nn.Module] = []
+    handles = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
+    try:
+        dry_run(student, shape, "the student")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called[-1] if layers and called and set(called) == set(layers) else None
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of hidden layers; SGD with momentum for all others, at the same learning rate.
 
-    Hidden layers are the linear and convolutional ones, but for the last that the student has, and for those with one
-    input an output (depthwise convolutions, and grey images' first).
+    Hidden layers are the linear and convolutional ones, but for the head, by default the last that the student has, and
+    for those with one input an output (depthwise convolutions, and grey images' first).
     """
 
     grad_scale: Tensor | None = None  # by which gradients are divided, as in PyTorch's fused optimisers
 
-    def __init__(self, student: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
-        layers = [m for m in student.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-        of_hidden = {id(layer.weight) for layer in layers[:-1] if layer.weight.shape[1] > 1}
+    def __init__(
+        self,
+        student: nn.Module,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+        head: nn.Module | None = None,
+    ) -> None:
+        layers = layers_of(student)
+        head = head or (layers[-1] if layers else None)
+        of_hidden = {id(layer.weight) for layer in layers if layer is not head and layer.weight.shape[1] > 1}
         groups: list[dict[str, Any]] = [{"params": [], "turned": turned} for turned in (True, False)]
         for weight in student.parameters():
             if weight.requires_grad:

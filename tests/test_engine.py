@@ -851,6 +851,33 @@ def test_a_small_student_of_images_from_a_pyramid_learns_by_muon(start: str, wid
     assert type(engine.distiller.optimizer) is kind
 
 
+class HeadFirst(nn.Module):
+    """Defines its head before what leads to it, and may run it by way of no layer."""
+
+    def __init__(self, bypassed: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 10)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+        self.bypassed = bypassed
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        flat = self.body(inputs).mean(dim=(2, 3))
+        result: torch.Tensor = self.head.forward(flat) if self.bypassed else self.head(flat)
+        return result
+
+
+def test_muon_takes_for_the_head_what_is_used_last_wherever_it_is_defined() -> None:
+    options = changed(distillation={"optimizer": "muon", "average": 0.0})
+
+    def turned(student: HeadFirst) -> list[bool]:
+        groups = tiny_engine(options, student=student).distiller.optimizer.param_groups
+        moved = {id(weight) for group in groups for weight in group["params"] if group["turned"]}
+        return [id(layer.weight) in moved for layer in (*student.body, student.head)]
+
+    assert turned(HeadFirst()) == [False, True, True, False]
+    assert turned(HeadFirst(bypassed=True)) == [False, True, False, True], "as defined, where not all are seen"
+
+
 def test_a_generator_that_is_told_to_keeps_to_the_pixels_of_the_teachers_normalisation() -> None:
     engine = tiny_engine(changed(rounds=1, inversion={"output": "normalised"}))
     told = engine.spec.normalisation(torch.device("cpu"))
