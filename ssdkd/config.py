@@ -183,7 +183,9 @@ class ProbeConfig:
 
 @dataclass
 class TrackingConfig:
-    metrics_every: int = option(1, "rounds between lines of metrics.jsonl; the last round has one", low=1)
+    metrics_every: int = option(
+        1, "rounds between lines of metrics.jsonl; the last has one, and those with accuracy", low=1
+    )
     evaluate_every: int = option(
         10, "rounds between measurements on the evaluation set, after the first round too; 0: only at the end", low=0
     )

@@ -167,7 +167,7 @@ def run(
             if remember:
                 history.append(line)
             is_due = engine.round % config.tracking.metrics_every == 0 or engine.finished
-            if metrics is not None and is_due:
+            if metrics is not None and (is_due or measured is not None):
                 metrics.add(line)
             if tracker is not None:
                 tracker.update(line, observation)

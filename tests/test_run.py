@@ -105,11 +105,13 @@ def test_metrics_are_one_line_of_json_for_each_round(finished: Path) -> None:
         assert all(isinstance(line[key], float) for line in lines)
 
 
-@pytest.mark.parametrize(("every", "rounds"), [("2", [2, 3]), ("5", [3])])
-def test_the_last_round_is_noted_however_seldom_lines_are_asked_for(
-    every: str, rounds: list[int], tmp_path: Path
+@pytest.mark.parametrize(
+    ("every", "measured", "rounds"), [("2", "0", [2, 3]), ("5", "0", [3]), ("5", "5", [1, 3]), ("5", "2", [1, 2, 3])]
+)
+def test_what_is_measured_and_the_last_round_are_noted_however_seldom_lines_are_asked_for(
+    every: str, measured: str, rounds: list[int], tmp_path: Path
 ) -> None:
-    folder = one_run(tmp_path, "--tracking.metrics-every", every)
+    folder = one_run(tmp_path, "--tracking.metrics-every", every, "--tracking.evaluate-every", measured)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == rounds
     assert "3 rounds by ssdkd" in (folder / "report.html").read_text()
