@@ -380,7 +380,7 @@ FRESH = changed(rounds=12, buffer={"fresh": True})
 
 
 def test_a_buffer_that_begins_anew_each_round_bears_a_round_without_usable_candidates() -> None:
-    engine = tiny_engine(FRESH, teacher=NanFrom(first=9, calls=1))
+    engine = tiny_engine(FRESH, teacher=NanFrom(first=10, calls=1))
     seen = play(engine)
     broken = [facts for facts in seen if facts["candidates_broken"]]
     assert [facts["candidates_broken"] for facts in broken] == [32]
@@ -390,7 +390,7 @@ def test_a_buffer_that_begins_anew_each_round_bears_a_round_without_usable_candi
 
 
 def test_a_teacher_that_never_answers_again_ends_the_run_after_a_few_tries() -> None:
-    engine = tiny_engine(FRESH, teacher=NanFrom(first=9, calls=10**6))
+    engine = tiny_engine(FRESH, teacher=NanFrom(first=10, calls=10**6))
     with pytest.raises(NumericalError, match=r"no candidate was usable.*again after 3 times.*look at the teacher"):
         play(engine)
     assert engine.guard.rollbacks == MOST_TRIES + 1
@@ -399,7 +399,7 @@ def test_a_teacher_that_never_answers_again_ends_the_run_after_a_few_tries() -> 
 
 def test_a_run_may_begin_without_a_usable_image() -> None:
     nothing_kept = changed(rounds=12, buffer={"fresh": True}, inversion={"warmup_kept": 0.0})
-    engine = tiny_engine(nothing_kept, teacher=NanFrom(first=4, calls=2))
+    engine = tiny_engine(nothing_kept, teacher=NanFrom(first=5, calls=2))
     seen = play(engine)
     assert [facts["buffer_size"] for facts in seen[:3]] == [0, 0, 0]
     assert (seen[1]["student_steps"], seen[3]["student_steps"]) == (0, 4)
