@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdkd.models.counting import dry_run
+from ssdkd.models.counting import called_in
 
 ITERATIONS = 5
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration: odd, steep at 0, near 1 for 0.7 to 1.2
@@ -98,14 +98,8 @@ def layers_of(student: nn.Module) -> list[Any]:
 def head_of(student: nn.Module, shape: tuple[int, int, int]) -> nn.Module | None:
     """The layer that images of that shape go through last, wherever it is defined; None where not all are called."""
     layers = layers_of(student)
-    called: list[nn.Module] = []
-    handles = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
-    try:
-        dry_run(student, shape, "the student")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return called[-1] if layers and called and set(called) == set(layers) else None
+    called = called_in(student, layers, shape, "the student")
+    return called[-1] if called and set(called) == set(layers) else None
 
 
 class Muon(torch.optim.Optimizer):

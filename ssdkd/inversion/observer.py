@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ssdkd.devices import uncompiled
 from ssdkd.models import unwrapped
-from ssdkd.models.counting import dry_run
+from ssdkd.models.counting import called_in
 
 
 def is_batch_norm(layer: nn.Module) -> bool:
@@ -46,14 +46,8 @@ class Observer:
         return bool(self._learned) and not self.unseen
 
     def look_for_batch_norm(self, shape: tuple[int, int, int]) -> None:
-        """Find out by one image whether all of it is `unseen`: only what is called as a layer, layer(x), is noticed."""
-        called: set[nn.Module] = set()
-        handles = [m.register_forward_pre_hook(lambda layer, _: called.add(layer)) for m in self._learned]
-        try:
-            dry_run(self.teacher, shape, "the teacher")
-        finally:
-            for handle in handles:
-                handle.remove()
+        """Find out by one image whether all of it is `unseen`."""
+        called = called_in(self.teacher, list(self._learned), shape, "the teacher")
         self.unseen = bool(self._learned) and not called
 
     def observe(self, inputs: Tensor, statistics: bool, features: bool) -> Tensor:

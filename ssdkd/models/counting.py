@@ -77,3 +77,17 @@ def dry_run(
     finally:
         for module, training in was_training.items():
             module.training = training
+
+
+def called_in(
+    model: nn.Module, layers: Sequence[nn.Module], input_shape: tuple[int, int, int], name: str
+) -> list[nn.Module]:
+    """Those of `layers` that an image goes through, in order; only what is called as a layer, layer(x), is seen."""
+    called: list[nn.Module] = []
+    handles = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
+    try:
+        dry_run(model, input_shape, name)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
