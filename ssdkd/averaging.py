@@ -25,9 +25,10 @@ class Average:
         self.share = share
         self.steps = 0
         self._networks = into, of
-        self._averaged = [name for name, buffer in of.named_buffers() if has_mean(name, buffer)]
+        averaged = [name for name, buffer in of.named_buffers() if has_mean(name, buffer)]
         self._weights = [[p for p in network.parameters() if p.is_floating_point()] for network in self._networks]
-        self._places = [[place_of(network, name) for name in self._averaged] for network in self._networks]
+        self._places = [[place_of(network, name) for name in averaged] for network in self._networks]
+        self._averaged = set(averaged)
 
     @torch.no_grad()
     def update(self) -> None:
