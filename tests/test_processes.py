@@ -15,8 +15,9 @@ from agents.processes import pool
 from ssdkd.errors import SsdkdError
 
 STARTER = """
-import os, sys, time
+import os, signal, sys, time
 from agents.processes import pool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background ignore Ctrl-C
 if __name__ == "__main__":
     with pool(1) as workers:
         print(workers.submit(os.getpid).result(), flush=True)
