@@ -80,7 +80,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "inversion": {"images": 32, "steps": 3, "latent": 32, "width": 16, "warmup": 10},
         "buffer": {"capacity": 120, "views": 4},
         "distillation": {"batch": 32, "steps": 10},
-        "probe": {"images": 256},
+        "probe": {"images": 512},
     },
     "mnist": {"rounds": 40, "threads": 1, "buffer": {"capacity": 2000}},
     "mnist-400": {"rounds": 40, "threads": 1, "buffer": {"capacity": 400}},  # NAME-VARIANT of the ready-made job NAME
