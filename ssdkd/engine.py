@@ -591,6 +591,14 @@ class Engine:
             return torch.cat([network(part).float() for part in inputs.split(self.looked_at_once)])
 
     @torch.no_grad()
+    def teacher_wavers(self) -> bool:
+        """Whether the teacher answers otherwise to images of the probe when they are shown alone."""
+        among, alone = self.probe[:8], self.probe[:2].split(1)
+        answers = self._answers(self.teacher, among)
+        apart = torch.cat([self._answers(self.teacher, image) for image in alone]) - answers[:2]
+        return bool(apart.abs().max() > 0.1 * answers.std(correction=0))  # bfloat16 stays far below
+
+    @torch.no_grad()
     def _judged(self, candidates: Candidates) -> Candidates:
         """Add what the student has to learn from them; some of them stand for all."""
         self.learner.eval()

@@ -141,6 +141,8 @@ def run(
     with display, StopSignals() as signals, ExitStack() as opened:
         if resumed is None:
             observation, _ = env.reset()
+            if engine.teacher_wavers():
+                display.warn(WAVERING)
         else:
             observation = _restore(resumed, engine, env, policy)
             saver.saved = engine.round
@@ -191,6 +193,10 @@ def run(
     return Result(engine.student, summary, history, folder.path if folder is not None else None)
 
 
+WAVERING = (
+    "the teacher answers otherwise when the same image is shown alone: its answer depends on chance or on the images "
+    "beside it (dropout that evaluation mode leaves on, or batch norm without running statistics)."
+)
 OUT_OF_MEMORY = (
     "out of memory: lower inversion.images, probe.images, distillation.batch, buffer.views or buffer.capacity, or a "
     "generator's inversion.latent or inversion.width"

@@ -354,6 +354,26 @@ def test_features_are_what_the_last_linear_layer_reads(teacher: nn.Module) -> No
     assert torch.equal(logits, teacher(inputs))
 
 
+class HeadFirst(nn.Module):
+    """Defines the layer that answers before the one that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.hidden = nn.Linear(7, 2), nn.Linear(12, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.hidden(images.flatten(1)))
+        return logits
+
+
+def test_the_last_linear_layer_is_the_one_that_is_called_last_wherever_it_is_defined() -> None:
+    network = HeadFirst().eval()
+    observer, inputs = Observer(network), torch.randn(4, 3, 2, 2, generator=random_from(0))
+    logits = observer.observe(inputs, statistics=False, features=True)
+    assert observer.features is not None
+    torch.testing.assert_close(network.head(observer.features), logits, rtol=0, atol=0)
+
+
 class ByName(nn.Module):
     """Calls a layer by the name of its argument."""
 

@@ -477,6 +477,29 @@ def test_batch_norm_that_goes_unseen_is_told_and_not_gone_by(capsys: pytest.Capt
     assert re.fullmatch("warning: the teacher's batch norm goes unseen.* inversion starts from textures .*\n", said[1])
 
 
+class AlwaysOn(nn.Dropout):
+    """Drops in evaluation mode too."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(maps, 0.2)
+
+
+@pytest.mark.parametrize("kind", ["chance", "batch", "neither"])
+def test_a_teacher_whose_answer_depends_on_more_than_the_image_is_told(
+    capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    teacher = digits_teacher()
+    if kind == "chance":
+        teacher = nn.Sequential(AlwaysOn(), teacher)
+    if kind == "batch":
+        for layer in teacher.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean = layer.running_var = None
+    ssdkd.distill(teacher, a_student(), dataset="digits", **SMALL)
+    told = "warning: the teacher answers otherwise when the same image is shown alone" in capsys.readouterr().err
+    assert told == (kind != "neither")
+
+
 def test_a_teacher_that_holds_what_it_computed_is_told_how_to_let_go_of_it() -> None:
     teacher = digits_teacher()
     teacher.register_forward_hook(lambda module, _, logits: setattr(module, "last", logits))

@@ -35,7 +35,7 @@ class Observer:
             if is_batch_norm(m)
         }
         self.running: list[tuple[Tensor, Tensor]] = []
-        self._classifier = next((m for m in reversed(list(teacher.modules())) if isinstance(m, nn.Linear)), None)
+        self._linear = [m for m in teacher.modules() if isinstance(m, nn.Linear)]
         self.batch: list[tuple[Tensor, Tensor]] = []
         self.features: Tensor | None = None
         self.unseen = False
@@ -56,14 +56,15 @@ class Observer:
         handles = []
         if statistics:
             handles += [m.register_forward_pre_hook(self._note_statistics, with_kwargs=True) for m in self._learned]
-        if features and self._classifier is not None:
-            handles.append(self._classifier.register_forward_pre_hook(self._note_features, with_kwargs=True))
+        if features:
+            handles += [m.register_forward_pre_hook(self._note_features, with_kwargs=True) for m in self._linear]
         try:
             with uncompiled():
                 logits: Tensor = self.teacher(inputs)
         finally:
             for handle in handles:
                 handle.remove()
+        self.features = self.features.float() if self.features is not None else None
         return logits.float()
 
     def _note_statistics(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -72,7 +73,7 @@ class Observer:
         self.running.append(self._learned[module])
 
     def _note_features(self, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self.features = _first(arguments, named).float()
+        self.features = _first(arguments, named)  # the layer that is called last has the last word
 
 
 def _first(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
