@@ -211,7 +211,7 @@ class RunConfig:
     teacher: TeacherConfig = group(TeacherConfig, "the network whose job is to be learned")
     student: StudentConfig = group(StudentConfig, "the network that learns it")
     dataset: str | None = option(None, "evaluation set: its name also tells image size, classes, normalisation")
-    data_root: str | None = option(None, "where the evaluation set lies; null: no accuracy is measured, except on digits")
+    data_root: str | None = option(None, "where the evaluation set lies; null: accuracy is measured on digits alone")
     image: ImageConfig = group(ImageConfig, "image size, classes and normalisation")
     policy: str = option("learned", "who decides", choices=("uniform", "random", "ssdkd", "learned"))
     policy_file: str | None = option(None, "a learned policy of agents.train; null: the one that ships")
