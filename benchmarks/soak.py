@@ -73,7 +73,7 @@ def soak(rounds: int, seed: int, every: int, options: list[str]) -> tuple[list[S
         shown(self, statistics, accuracy)
         strange += sum(not math.isfinite(value) for value in statistics.values())
         number = int(statistics["round"])
-        if number % every == 0 or number == SETTLED:
+        if number % every == 0 or number in (SETTLED, rounds):
             gc.collect()
             took = time.monotonic() - began
             seen.append(Sight(number, resident_mib(), open_files(), took, statistics["probe_kl"]))
@@ -101,7 +101,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=250, help="rounds between lines of the table (default: 250)")
     given, more = parser.parse_known_args(argv)
     require_at_least(given, every=1)
-    require_at_least(given, rounds=min(given.every, SETTLED))  # else nothing is seen
+    require_at_least(given, rounds=min(given.every, SETTLED) + 1)  # else there is nothing to compare
     seen, strange = soak(given.rounds, given.seed, given.every, more)
     print(f"{'round':>6} {'resident MiB':>13} {'open files':>11} {'probe KL':>9} {'seconds':>8}")
     for sight in seen:

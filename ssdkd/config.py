@@ -163,7 +163,9 @@ class DistillationConfig:
     momentum: float = option(0.9, "momentum of sgd and muon", low=0)
     nesterov: bool = option(True, "whether that momentum looks ahead")
     weight_decay: float = option(1e-4, "weight decay", low=0)
-    schedule: str = option("cosine", "the learning rate over the budget", choices=("cosine", "constant"))
+    schedule: str = option(
+        "cosine", "the learning rate over the budget; constant: whatever `anneal` says", choices=("cosine", "constant")
+    )
     average: float = option(
         0.125, "share of the steps so far whose mean is the student handed out; 0: the last step alone", low=0, high=1
     )

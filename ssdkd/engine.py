@@ -678,6 +678,25 @@ class Engine:
 
     # -- what is reported -----------------------------------------------------------------------------------
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the run has for the settings that may be left open, named and nested as in YAML."""
+        return {
+            "precision": "bfloat16" if isinstance(self.autocast, torch.autocast) else "float32",
+            "compile": "off" if self.distiller.forward is self.learner else "on",
+            "inversion": {
+                "start": self.starts_from,
+                "steps": self.inversion_steps,
+                "textures": self.texture_share,
+                "blends": self.blends,
+                "warmup": self.warmup,
+                "warmup_kept": self.warmup_kept,
+                "terms": dict(self.terms),
+            },
+            "buffer": {"shift": self.shift, "rendered": self.buffer.rendered is not None},
+            "distillation": {"optimizer": self.optimizer_name, "clip": self.distiller.clip},
+        }
+
     def accuracy(self, model: nn.Module) -> float | None:
         """Percent right on the evaluation set, if there is one."""
         if self.evaluation is None:

@@ -302,6 +302,7 @@ def summarise(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "policy": config.policy,
         "seed": config.seed,
         "device": str(engine.device),
+        "chosen": engine.chosen,
         "image": {
             **{"channels": spec.channels, "height": spec.height, "width": spec.width, "classes": spec.num_classes},
             **{"mean": list(spec.mean), "std": list(spec.std)},

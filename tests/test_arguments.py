@@ -117,9 +117,9 @@ def test_what_the_parser_refuses_is_one_sentence_that_names_the_help(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [("--every 0", "--every: at least 1."), ("--rounds 9", "--rounds: at least 100.")]
+    ("words", "told"), [("--every 0", "--every: at least 1."), ("--rounds 9", "--rounds: at least 101.")]
 )
-def test_soaking_looks_at_a_round(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_soaking_looks_at_two_rounds(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     soak = pytest.importorskip("benchmarks.soak", reason="POSIX")
     assert run_command(soak.run, words.split()) == 2
     assert capsys.readouterr() == ("", f"error: {told}\n")

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ssdkd
+from agents.tasks import merged
 from ssdkd.build import build_engine
 from ssdkd.config import RunConfig, from_mapping
 from ssdkd.data import dataset_spec, load_dataset
@@ -94,6 +95,18 @@ def test_the_result_tells_what_the_commands_summary_tells() -> None:
     assert (result.summary["rounds"], result.summary["policy"], result.summary["seed"]) == (3, "uniform", 5)
     assert [entry["round"] for entry in result.history] == [1, 2, 3]
     assert result.history[-1]["probe_kl"] == result.summary["probe_kl"]
+
+
+@pytest.mark.parametrize("start", ["generator", "textures", "pyramid"])
+def test_what_was_chosen_for_a_run_makes_the_same_run_when_it_is_given(start: str) -> None:
+    left_open = merged(SMALL, {"inversion": {"start": start, "steps": None, "warmup": None}})
+    first, second = a_student(), a_student()
+    chosen = ssdkd.distill(digits_teacher(), first, dataset="digits", **left_open).summary["chosen"]
+    assert chosen["inversion"]["start"] == start
+    given = merged(left_open, chosen)
+    assert None not in given["inversion"].values()
+    assert ssdkd.distill(digits_teacher(), second, dataset="digits", **given).summary["chosen"] == chosen
+    assert same(weights(first), weights(second))
 
 
 def test_the_device_is_named_as_pytorch_names_it() -> None:
