@@ -29,7 +29,8 @@ from ssdkd.tracking.metrics import read_metrics
 from ssdkd.tracking.whatif import formula_at, what_if
 
 MOST_POINTS = 240  # of a curve; more cannot be told apart
-TASK = ("dataset", "teacher.name", "student.name")  # runs that differ in these are no repetitions
+TASK = ("dataset", "teacher.name", "student.name")  # whose values speak for themselves
+REPEATED = ("seed", "threads", "device")  # runs that differ in these alone are repetitions
 POLICY_COLOURS = {"uniform": GREY, "random": PURPLE, "ssdkd": ORANGE, "learned": BLUE}
 
 
@@ -370,20 +371,23 @@ def _of_several(runs: Sequence[Record]) -> str:
 
 
 def _grouped(runs: Sequence[Record]) -> list[Curve]:
-    """By policy, and task, where policies differ; else each run for itself."""
+    """By policy, and what else tells more than repetitions apart, where policies differ; else each run for itself."""
     settings = [_flat(run.config) for run in runs]
     if len({run.policy for run in runs}) > 1:
         told: list[str] = []
-        for key in TASK:
-            if _kinds(settings, [*told, key]) > _kinds(settings, told):
+        for key in (*TASK, *(key for key in _varied(settings) if key not in REPEATED)):
+            if _kinds(settings, ["policy", *told, key]) > _kinds(settings, ["policy", *told]):
                 told.append(key)
-        groups: dict[str, list[Record]] = {}
+        groups: dict[tuple[str, ...], list[Record]] = {}  # by values, since two files may have one name
         for run, each in zip(runs, settings, strict=True):
-            groups.setdefault(", ".join([run.policy, *(_in_short(each.get(key)) for key in told)]), []).append(run)
-        return [
-            Curve(name, POLICY_COLOURS.get(name, COLOURS[i % len(COLOURS)]), alike)
-            for i, (name, alike) in enumerate(groups.items())
-        ]
+            groups.setdefault((run.policy, *(repr(each.get(key)) for key in told)), []).append(run)
+        found = []
+        for number, alike in enumerate(groups.values()):
+            own = _flat(alike[0].config)
+            named = (f"{'' if key in TASK else f'{_last_part(key)} '}{_in_short(own.get(key))}" for key in told)
+            name = ", ".join([alike[0].policy, *named])
+            found.append(Curve(name, POLICY_COLOURS.get(name, COLOURS[number % len(COLOURS)]), alike))
+        return found
     telling = _telling(settings)
     found = []
     for number, run in enumerate(runs):
@@ -432,8 +436,9 @@ def _table(runs: Sequence[Record], curves: Sequence[Curve]) -> str:
                 f"<tr><td>{dot}{_text(curve.label)}</td><td>{_text(seed)}</td>{cells}"
                 f'<td class="name">{_text(run.path.name)}{mark}</td></tr>'
             )
-        if len(curve.runs) > 1:
-            cells = "".join(f"<td>{_mean([read(run) for run in curve.runs], form)}</td>" for _, read, form in columns)
+        ended = [run for run in curve.runs if run.summary] or curve.runs  # a run half way would move the mean
+        if len(ended) > 1:
+            cells = "".join(f"<td>{_mean([read(run) for run in ended], form)}</td>" for _, read, form in columns)
             rows.append(f'<tr class="mean"><td>{_text(curve.label)}</td><td>mean</td>{cells}<td></td></tr>')
     head = f'<tr><th></th><th>seed</th>{head}<th class="name">folder</th></tr>'
     return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'

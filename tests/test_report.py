@@ -167,6 +167,41 @@ def test_runs_on_other_data_are_no_repetitions(runs: dict[str, Path], tmp_path: 
     assert len({curve.colour for curve in grouped}) == 4
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "called"),
+    [
+        ("rounds", (4, 400), ["ssdkd, rounds 4", "ssdkd, rounds 400", "uniform, rounds 4"]),
+        ("policy_file", ("a/of", "b/of"), ["ssdkd, policy_file of", "ssdkd, policy_file of", "uniform, policy_file"]),
+        ("threads", (1, 4), ["ssdkd", "uniform"]),
+    ],
+)
+def test_runs_with_other_settings_are_no_repetitions(
+    runs: dict[str, Path], tmp_path: Path, key: str, values: tuple[Any, Any], called: list[str]
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b", runs["uniform-seed0"]]
+    for seed, (folder, value) in enumerate(zip(folders, values, strict=False)):
+        shutil.copytree(runs[f"ssdkd-seed{seed}"], folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {key: value}, sort_keys=False))
+    grouped = report._grouped([report.read_run(folder) for folder in folders])
+    assert [curve.label.removesuffix(" null") for curve in grouped] == called
+    assert len({curve.colour for curve in grouped}) == len(called)
+
+
+def test_a_run_half_way_is_not_in_the_mean(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["ssdkd-seed1"], tmp_path / "killed")
+    (tmp_path / "killed" / "summary.json").unlink()
+    finished, killed, other = runs["ssdkd-seed0"], tmp_path / "killed", runs["uniform-seed0"]
+    page = report.report([report.read_run(folder) for folder in (finished, killed, other)])
+    assert "(not finished)" in page
+    assert 'class="mean"' not in page
+    page = report.report([report.read_run(folder) for folder in (finished, runs["ssdkd-seed1"], killed, other)])
+    two = [json.loads((runs[f"ssdkd-seed{s}"] / "summary.json").read_text())["seconds"] for s in (0, 1)]
+    mean = re.search(r'<tr class="mean">.*?</tr>', page)
+    assert mean is not None
+    assert f"<td>{sum(two) / 2:.1f}</td>" in mean.group()
+
+
 def test_a_run_that_was_killed_has_a_report_too(runs: dict[str, Path], tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     killed.mkdir()
