@@ -251,7 +251,8 @@ def _picture(run: Record) -> str:
     return _section(
         "The images",
         _image(run),
-        f"A row for each class, {_RANKED if run.ranked else _BY_CONFIDENCE}. All of them are synthetic.",
+        f"A row for each class, up to the twentieth, {_RANKED if run.ranked else _BY_CONFIDENCE}. All of them are "
+        "synthetic.",
     )
 
 

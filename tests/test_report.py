@@ -79,7 +79,8 @@ def test_a_run_ends_with_its_report(runs: dict[str, Path]) -> None:
 def test_the_picture_is_called_what_it_is_and_left_out_where_no_pictures_are_wanted(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert "from the most to the least replayed" in (runs["ssdkd-seed0"] / "report.html").read_text(encoding="utf-8")
+    page = (runs["ssdkd-seed0"] / "report.html").read_text(encoding="utf-8")
+    assert "up to the twentieth, from the most to the least replayed" in page
     for option, shown in (("--tracking.report", 1), ("--tracking.images", 0)):
         out = tmp_path / option
         assert run_main([*SMALL, "--out", str(out), "--quiet", option, "off"]) == 0
