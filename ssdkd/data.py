@@ -48,6 +48,7 @@ MAX_PIXELS = 2**26  # the largest single picture worth decoding
 MAX_EXPANSION = 200  # how far a compressed archive may grow ...
 SMALL_BYTES = 64 * 2**20  # ... once it grows beyond what no machine minds
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+OTHER_SUFFIXES = (".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif", ".heic", ".avif")  # of pictures, too
 
 
 @dataclass(frozen=True)
@@ -561,8 +562,11 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
-    return sorted(f for f in files if f.is_file())
+    files = sorted(f for f in folder.iterdir() if not f.name.startswith(".") and f.is_file())
+    unread = next((f for f in files if f.suffix.lower() in OTHER_SUFFIXES), None)
+    if unread is not None:  # without it, accuracy would be that of a part of the set
+        raise DataError(f"{unread} is a picture of a kind that is not read: convert it to png or jpg, or remove it")
+    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _split_folder(root: Path, split: str) -> Path | None:

@@ -506,6 +506,14 @@ def test_folders_without_classes_or_images_are_refused(tmp_path: Path) -> None:
     assert f"no class folders for split 'test' in {tmp_path / 'test'} or {tmp_path / 'val'}" in sentence
 
 
+@pytest.mark.parametrize("name", ["2.webp", "2.TIFF"])
+def test_pictures_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    write_picture(tmp_path / "a" / "1.png", pixels(3, 3))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / name).write_bytes(b"a picture")
+    assert f"{tmp_path / 'b' / name} is a picture of a kind" in refusal(lambda: load_dataset("folder", tmp_path))
+
+
 def absurd_png(width: int, height: int) -> bytes:
     """A PNG whose header claims a size that its body does not have."""
     stream = io.BytesIO()
