@@ -102,10 +102,10 @@ def image_spec(config: RunConfig) -> ImageSpec:
             raise ConfigError(f"image.{name} has {len(values)} entries for {channels} channels; give one for each.")
     if not all(map(math.isfinite, (*mean, *std))):
         raise ConfigError(f"image.mean and image.std must be finite numbers, got {list(mean)} and {list(std)}.")
-    if not 0 <= min(mean) <= max(mean) <= 1:
+    if not 0 <= min(mean) <= max(mean) <= 1 or max(std) > 10:  # which no scale of pixels in [0, 1] takes
         raise ConfigError(
-            f"image.mean is {list(mean)}, but pixels are in [0, 1]: where it is of pixels up to 255, divide it and "
-            "image.std by 255."
+            f"image.mean is {list(mean)} and image.std {list(std)}, but pixels are in [0, 1]: where these are of "
+            "pixels up to 255, divide both by 255."
         )
     if min(std) <= 0:
         raise ConfigError(f"image.std must be above 0, got {list(std)}.")

@@ -323,7 +323,8 @@ def _say_what_is_missing(engine: Engine, display: Display) -> None:
         display.say(f"No --teacher.checkpoint: the teacher has the weights that {teacher.name} gave it.")
     observer = engine.inverter.observer
     if not observer.has_batch_norm:
-        terms = ", ".join(f"{name} {weight:g}" for name, weight in engine.terms.items() if weight)
+        others = {name: weight for name, weight in engine.terms.items() if weight and name != "batch_norm"}
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in others.items())
         how = f"starts from {engine.starts_from} and goes by the other terms: {terms}"
         if observer.unseen:
             display.warn(f"the teacher's batch norm goes unseen, as its forward calls no such layer; inversion {how}.")

@@ -377,8 +377,11 @@ def test_a_teacher_without_batch_norm_is_said_once_and_runs(tmp_path: Path, caps
         f"dataset: digits\nteacher: {{name: convnet, checkpoint: '{tmp_path}/teacher.safetensors', "
         "arguments: {batch_norm: false}}\nstudent: {name: convnet_small}\n"
     )
-    assert main(["--config", str(job), *SMALL, "--out", str(tmp_path / "runs")]) == 0
-    assert capsys.readouterr().err.count("no batch-norm") == 1
+    terms = ["--inversion.terms", "{batch_norm: 10, one_hot: 2}"]
+    assert main(["--config", str(job), *SMALL, *terms, "--out", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("no batch-norm") == 1
+    assert "goes by the other terms: one_hot 2." in said
 
 
 @pytest.mark.parametrize("package", ["envs", "agents"])
@@ -470,7 +473,8 @@ def teacher_file(folder: Path, **task: int) -> Path:
         (["--inversion.terms", "{one_hut: 1.0}"], "no term is called 'one_hut'"),
         (["--image.mean", "[0.1, 0.2]"], "image.mean has 2 entries for 1 channels"),
         (["--image.std", "[0.0]"], "image.std must be above 0"),
-        (["--image.mean", "[33.3]", "--image.std", "[78.6]"], "divide it and image.std by 255"),
+        (["--image.mean", "[33.3]", "--image.std", "[78.6]"], "divide both by 255"),
+        (["--image.mean", "[0.0]", "--image.std", "[255.0]"], "divide both by 255"),
         (["--image.classes", "7"], "10 classes where the teacher has 7"),
         (["--image.channels", "3"], "1 image channel(s) where the teacher takes 3"),
         (["--image.height", "16"], "images of 8x8 pixels but image.height and image.width say 16x8"),
