@@ -10,6 +10,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -492,6 +493,8 @@ def _leaf_types(schema: type[Any], prefix: str = "") -> dict[str, Any]:
 def _read_flag(key: str, hint: Any, text: str) -> Any:
     if _type_name(hint) == "text" and text not in ("null", "~"):
         return text
+    if _type_name(hint) in ("whole number", "number") and re.fullmatch(r"[+-]?(0[\d_]+|\d+:.*)", text):
+        return text  # YAML would take 010 for 8, and 1:30 for 90
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

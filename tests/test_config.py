@@ -359,6 +359,13 @@ def test_flags_are_typed_as_yaml_is() -> None:
     assert read("--buffer.fresh", "false").buffer.fresh is False
 
 
+def test_a_number_on_the_command_line_is_what_it_looks_like() -> None:
+    assert [read("--seed", seed).seed for seed in ("008", "009", "010", "-0")] == [8, 9, 10, 0]
+    assert read("--minutes", "010").minutes == 10.0
+    assert read("--distillation.learning-rate", "00.5").distillation.learning_rate == 0.5
+    assert refusal("--minutes", "1:30") == "minutes in the command line: expected number, got '1:30'."
+
+
 def test_a_switch_with_an_automatic_choice_takes_true_for_on_and_false_for_off(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     told = {"on": "on", "true": "on", "True": "on", "off": "off", "false": "off", "auto": "auto", "'on'": "on"}
