@@ -193,9 +193,12 @@ def require_same_task(data: ImageSpec, num_classes: int, channels: int) -> None:
     if data.channels != channels:
         differences.append(f"{data.channels} image channel(s) where the teacher takes {channels}")
     if differences:
+        without_images = ""
+        if data.num_classes < num_classes:
+            without_images = ", or name the classes that it has no image of (class_names of an npz, empty folders)"
         raise DataError(
             f"the evaluation set does not fit the teacher, it has {' and '.join(differences)}: "
-            "choose the set the teacher was trained for"
+            f"choose the set the teacher was trained for{without_images}"
         )
 
 

@@ -180,6 +180,8 @@ def test_a_set_must_be_of_the_teachers_task() -> None:
     assert "10 classes where the teacher has 100" in sentence
     assert "3 image channel(s) where the teacher takes 1" in sentence
     assert "channel" not in refusal(lambda: require_same_task(spec, 100, 3))
+    assert sentence.endswith("or name the classes that it has no image of (class_names of an npz, empty folders)")
+    assert "no image of" not in refusal(lambda: require_same_task(spec, 9, 3))
 
 
 def test_a_normalisation_that_does_not_fit_the_channels_is_refused() -> None:
