@@ -442,7 +442,7 @@ class Engine:
             "progress": self.progress,
             "spent": self.spent,
             "seconds": self.seconds,
-            "learning_rate": self.config.distillation.learning_rate * replayed.rate,
+            "learning_rate": self.config.distillation.learning_rate * replayed.rate * self.guard.step["student"],
             "learning_rate_fraction": replayed.rate,
             "buffer_size": float(self.buffer.size),
             "buffer_fill": self.buffer.size / self.buffer.capacity,
