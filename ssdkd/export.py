@@ -9,6 +9,7 @@ metadata `ssdkd` of an ONNX model, the extra file `ssdkd.json` of the other two.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import sys
@@ -129,7 +130,7 @@ def export(
     """Write `network` to `file`, whole or not at all, once what was written answers as the network does.
 
     Args:
-        network: takes float32 images (N, *shape) with N of any size.
+        network: takes float32 images (N, *shape) with N of any size; stays as it is.
         format_name: one of `FORMATS`.
         file: replaced if it is there.
         shape: channels, height, width.
@@ -145,7 +146,10 @@ def export(
     random = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="ssdkd-export-") as folder, torch.no_grad(), _silence():
         draft = Path(folder) / f"student{written.suffix}"
-        network = taking_float32(unwrapped(network), shape)
+        network = unwrapped(network)
+        with contextlib.suppress(Exception):  # one that cannot be copied is itself made what is written
+            network = copy.deepcopy(network)
+        network = taking_float32(network, shape)
         try:
             written.write(network, torch.rand(3, *shape, generator=random), draft, json.dumps(about))
             predict = written.read(draft)

@@ -145,6 +145,13 @@ def test_a_student_of_any_precision_is_exported(name: str, dtype: torch.dtype | 
     assert export(student, name, tmp_path / f"student{FORMATS[name].suffix}", (1, 8, 8), {}) <= 1e-4
 
 
+def test_the_network_stays_as_it_is(tmp_path: Path) -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double().train()
+    export(student, "torchscript", tmp_path / "student.pt", (1, 8, 8), {})
+    assert student.training
+    assert student[1].weight.dtype == torch.float64
+
+
 class Undecided(nn.Module):
     """Goes by the content of its input, which no graph can hold."""
 
