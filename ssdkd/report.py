@@ -108,7 +108,8 @@ def read_run(path: str | os.PathLike[str]) -> Record:
 def _lacking(summary: Mapping[str, Any]) -> list[str]:
     """What should be a number in a summary, and is none; an unfinished run's is empty."""
     told = {name: summary.get(name) for name in _TOLD if summary}
-    told |= {name: summary[name] for name in _MEASURED if summary.get(name) is not None}
+    if any(summary.get(name) is not None for name in _MEASURED):
+        told |= {name: summary.get(name) for name in _MEASURED}
     phases = summary.get("phase_seconds", {})
     told |= phases if isinstance(phases, dict) else {"phase_seconds": phases}
     return [name for name, value in told.items() if not isinstance(value, (int, float))]
@@ -142,7 +143,6 @@ def report(runs: Sequence[Record]) -> str:
 
 
 def _of_one(run: Record) -> str:
-    last = run.last
     rounds = run.values("round")
     curves = [Curve("", BLUE, [run])]
     coefficients = []
@@ -206,12 +206,7 @@ def _of_one(run: Record) -> str:
                     ]
                 ),
             ),
-            _section(
-                "Why: how likely a sample is kept and replayed",
-                _charts(what_if(_complete(last), _complete(last))),
-                "By each feature alone, in the last round; 1 is the median sample, shaded is where 80 % of the "
-                "buffer lies.",
-            ),
+            _why(_complete(run.last)),
             _section("How the images came about", _charts(inversion), "Loss terms before their weights."),
             _picture(run),
             _section("Where the time went", _time_bar(run)),
@@ -324,6 +319,19 @@ def _band_chart(run: Record, key: str, title: str, log: bool = False) -> Chart:
 def _complete(line: Mapping[str, float | None]) -> dict[str, float]:
     """A line of which nothing is missing: what was not a number counts as 0, a coefficient unknown then as neutral."""
     return Coefficients().as_dict() | {key: 0.0 if value is None else value for key, value in line.items()}
+
+
+def _why(last: Mapping[str, float]) -> str:
+    """The what-if panels of a round; nothing where another version noted other facts of it."""
+    try:
+        panels = what_if(last, last)
+    except KeyError:
+        return ""
+    return _section(
+        "Why: how likely a sample is kept and replayed",
+        _charts(panels),
+        "By each feature alone, in the last round; 1 is the median sample, shaded is where 80 % of the buffer lies.",
+    )
 
 
 # -- several runs -------------------------------------------------------------------------------------------

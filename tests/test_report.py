@@ -238,6 +238,10 @@ def test_a_run_of_before_there_was_a_coefficient_has_a_report(runs: dict[str, Pa
     (before / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in fewer))
     assert report.main([str(before)]) == 0
     assert "Kept by times replayed" in (before / "report.html").read_text(encoding="utf-8")
+    fewer = [{key: value for key, value in line.items() if key != "visits_q50"} for line in lines]
+    (before / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in fewer))
+    assert report.main([str(before)]) == 0
+    assert "Kept by times replayed" not in (before / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_has_no_value_leaves_a_gap(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -287,7 +291,11 @@ def test_a_folder_that_is_no_run_is_named(
 
 @pytest.mark.parametrize(
     ("over", "named"),
-    [({"student_accuracy": "x"}, "student_accuracy"), ({"phase_seconds": [1, 2]}, "phase_seconds")],
+    [
+        ({"student_accuracy": "x"}, "student_accuracy"),
+        ({"teacher_accuracy": None}, "teacher_accuracy"),
+        ({"phase_seconds": [1, 2]}, "phase_seconds"),
+    ],
 )
 def test_a_summary_with_what_is_no_number_is_refused_in_one_sentence(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], over: dict[str, Any], named: str
