@@ -347,12 +347,15 @@ class SampleSelectionEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _play(self, coefficients: Coefficients, before: Statistics) -> Statistics:
         """One round; where training fails for good, the last round's facts with an infinite KL."""
         assert self._loop is not None
+        loop, self._loop = self._loop, None  # a round that is broken off, as by Ctrl-C, leaves no episode
         try:
-            return self._measured(self._loop.send(coefficients))
+            after = self._measured(loop.send(coefficients))
         except NumericalError:
             if self._given is not None:
                 raise
-            return {**before, "probe_kl": float("inf")}
+            after = {**before, "probe_kl": float("inf")}
+        self._loop = loop
+        return after
 
     def _worth(self, before: Statistics, after: Statistics) -> float:
         """The reward of a round; one given by its import path is anyone's code."""

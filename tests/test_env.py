@@ -452,6 +452,20 @@ def test_an_action_that_is_none_is_refused_and_the_episode_goes_on(action: Any) 
     assert env.step([0.0] * SIZE)[0].shape == env.observation_space.shape
 
 
+def test_a_round_that_is_broken_off_leaves_no_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    env = tiny_env()
+    whole = env.reset(seed=0)[0]
+    monkeypatch.setattr(env.engine, "replay", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.zeros(SIZE))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(SIZE))
+    assert np.array_equal(env.reset(seed=0)[0], whole)
+
+
 def test_no_step_before_reset_or_after_the_end() -> None:
     env = tiny_env(config={**TINY, "rounds": 1})
     with pytest.raises(gymnasium.error.ResetNeeded):
