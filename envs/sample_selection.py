@@ -420,6 +420,8 @@ def _is_task(task: Any) -> bool:
 
 
 def _coefficients_of(action: Any) -> Coefficients:
+    if isinstance(action, torch.Tensor):  # on whatever device, of whatever precision, with gradients or without
+        action = action.detach().cpu().double()
     try:
         units = np.asarray(action, dtype=np.float64).ravel()
     except (TypeError, ValueError, OverflowError, RuntimeError):

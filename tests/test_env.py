@@ -452,6 +452,14 @@ def test_an_action_that_is_none_is_refused_and_the_episode_goes_on(action: Any) 
     assert env.step([0.0] * SIZE)[0].shape == env.observation_space.shape
 
 
+@pytest.mark.parametrize("change", [{"requires_grad": True}, {"dtype": torch.bfloat16}])
+def test_an_action_may_come_straight_from_a_network(change: dict[str, Any]) -> None:
+    env = tiny_env()
+    env.reset(seed=0)
+    *_, info = env.step(torch.full((SIZE,), 0.5, **change))
+    assert info["coefficients"] == Coefficients.from_unit([0.5] * SIZE).as_dict()
+
+
 def test_a_round_that_is_broken_off_leaves_no_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     def break_off(*_: Any) -> None:
         raise KeyboardInterrupt
