@@ -109,7 +109,8 @@ def test_intervals_are_those_of_95_percent_of_the_resampled_means() -> None:
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.3)
     edges = selection.band(np.stack([sample, 2.0 * sample], axis=1))
     assert np.concatenate(edges) == pytest.approx([low, 2 * low, high, 2 * high], abs=0.6)
-    reached = selection.reaches(np.outer(sample, selection.GRID), np.full(20, 25.0))
+    wider, low, high = (50.0 + 3.0 * (value - 50.0) for value in (sample, low, high))
+    reached = selection.reaches(np.outer(wider, selection.GRID), np.full(20, 25.0))
     assert (reached["low"], reached["high"]) == pytest.approx((25.0 / high, 25.0 / low), abs=0.02)
 
 
@@ -204,6 +205,9 @@ def test_without_ssdkd_policies_are_compared_with_learned() -> None:
     found = compare(runs)
     assert found["policies"]["without_effort"]["area_over_learned"]["values"] == pytest.approx([-5.0] * 4)
     assert "area_over_learned" in as_table("digits", found)
+    both = compare([*runs, *(outcome("ssdkd", seed, [0.0, 20.0 + seed, 60.0 + seed]) for seed in range(4))])
+    assert both["policies"]["learned"]["area_over_ssdkd"]["values"] == pytest.approx([10.0] * 4)
+    assert "area_over_learned" not in as_table("digits", both)
 
 
 def test_a_policy_may_never_reach_what_ssdkd_reaches() -> None:
@@ -230,7 +234,7 @@ def test_over_several_tasks_figures_and_curves_are_the_means_of_the_tasks() -> N
         for policy, height in zip(("ssdkd", "fast"), heights, strict=True)
         for seed in range(40)
     ]
-    found = selection.over_tasks([*runs, replace(runs[0], seed=40)])
+    found = selection.over_tasks([*runs, replace(runs[0], seed=40), replace(runs[40], seed=40)])
     assert found["tasks"] == ["low", "high", "middling"]
     assert found["seeds"] == list(range(40)), "the last is of one task alone"
     ours = found["policies"]["fast"]
@@ -459,8 +463,8 @@ def test_a_policy_that_goes_on_learning_is_compared_beside_the_one_it_begins_as(
 def test_runs_may_be_given_a_share_of_their_rounds(tmp_path: Path) -> None:
     flags = ["--out", str(tmp_path), "--policies", "ssdkd", "--seeds", "1", *SMALL]
     whole = selection.run(flags)["runs"][0]
-    part = selection.run([*flags, "--out", str(tmp_path / "less"), "--share", "0.34"])["runs"][0]
-    assert [len(run["shares"]) - 1 for run in (whole, part)] == [3, 1]
+    part = selection.run([*flags, "--out", str(tmp_path / "less"), "--share", "0.6"])["runs"][0]
+    assert [len(run["shares"]) - 1 for run in (whole, part)] == [3, 2], "1.8, rounded"
     engine = build_engine(build(RunConfig, [read_yaml(str(tmp_path / "digits-ssdkd-seed0" / "config.yaml"))]))
     assert whole["accuracy"][0] == engine.accuracy(engine.student), "the curve begins with the untrained student"
 
@@ -539,10 +543,10 @@ def test_an_ablated_policy_lacks_one_part_and_no_other() -> None:
     seen = np.full(len(ENTRIES), 0.75)
     whole, _ = Linear().predict(seen, None)
     assert np.allclose(whole, 0.75)
-    held, _ = selection.Ablated(Linear(), "effort").predict(seen)  # type: ignore[arg-type]
     neutral = {r.name: r.to_unit(r.neutral) for r in RANGES}
-    expected = [neutral["effort"] if r.name == "effort" else 0.75 for r in RANGES]
-    assert np.allclose(held, expected)
+    for lacks in ("effort", "refresh", "anneal"):
+        held, _ = selection.Ablated(Linear(), lacks).predict(seen)  # type: ignore[arg-type]
+        assert np.allclose(held, [neutral[lacks] if r.name == lacks else 0.75 for r in RANGES])
     known = dict.fromkeys(("progress", "making_share", "learning_rate"), 0.75)
     for entry, without in {"probe_agreement": 0.25, "novelty": 0.25, **known}.items():
         blind, _ = selection.Ablated(Linear(entry), "feedback").predict(seen)  # type: ignore[arg-type]

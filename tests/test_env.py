@@ -300,6 +300,8 @@ def test_as_many_warm_ups_and_first_students_as_are_asked_for_are_kept() -> None
         {"inversion": {"steps": 3}},
         {"buffer": {"capacity": 30}},
         {"probe": {"images": 30}},
+        {"layout": "contiguous"},
+        {"precision": "bfloat16"},
     ],
     ids=str,
 )
@@ -326,6 +328,8 @@ def test_a_warm_start_only_saves_time_not_randomness() -> None:
     finals = []
     for seed in range(2):
         env.reset(seed=seed)
+        drawn_from = [random.get_state().numpy().tobytes() for random in env.engine.random.values()]
+        assert len(set(drawn_from)) == len(drawn_from), "each purpose has random numbers of its own"
         finals.append(env.step(np.zeros(SIZE))[0])
     assert not np.array_equal(finals[0], finals[1])
 

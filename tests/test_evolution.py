@@ -162,6 +162,8 @@ def test_it_begins_where_it_is_told() -> None:
     begun = Coefficients.from_unit([told.get(r.name, 0) for r in RANGES])
     assert begun.w_div == pytest.approx(1.5)
     assert begun.alpha == pytest.approx(0.3)
+    spread = learner(spread=0.2).policy.log_std.exp()
+    assert spread.tolist() == pytest.approx([0.1] * len(spread)), "what `--adapt` tries at first"
 
 
 def test_its_policy_is_read_without_trust_and_goes_on_learning(tmp_path: Path) -> None:
