@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -145,6 +146,7 @@ class AdaptivePolicy:
             "began_as": self.began_as,
             "learner": learner_state(self.model),
             "random": self.random.state_dict(),
+            "noise": {name: value.detach() for name, value in self._noise().items() if name.startswith("exploration_")},
             "starts": self.starts,
         }
 
@@ -152,4 +154,11 @@ class AdaptivePolicy:
         require_same(state.get("began_as"), self.began_as)
         restore_learner(self.model, state["learner"])
         self.random.load_state_dict(state["random"])
+        self._noise().update(state.get("noise", {}))  # older states lack it
         self.starts = bool(state["starts"])
+
+    def _noise(self) -> dict[str, Any]:
+        """Where `use_sde` holds the noise that it draws actions with until the next update."""
+        policy = self.model.policy
+        drawn_from = getattr(getattr(policy, "actor", policy), "action_dist", None)
+        return vars(drawn_from) if isinstance(drawn_from, StateDependentNoiseDistribution) else {}

@@ -47,7 +47,8 @@ def some_policy(algorithm: str = "ppo", **fields: Any) -> LearnedPolicy:
     """An untrained policy, with normalisation that is not the identity."""
     described = Description(algorithm, [8, 8], "tanh", **fields)
     size = len(described.observations)
-    model = build_learner(algorithm, Spaces(described.observations, described.actions), [8, 8], "tanh", {}, 0)
+    spaces = Spaces(described.observations, described.actions)
+    model = build_learner(algorithm, spaces, [8, 8], "tanh", described.arguments, 0)
     random = np.random.default_rng(0)
     return policy_of(model, described, random.normal(size=size), random.uniform(0.5, 2.0, size))
 
@@ -400,10 +401,15 @@ def test_a_policy_that_cannot_be_had_is_noticed_before_a_folder_is_made(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
-def test_a_run_that_adapts_learns_and_resumes_exactly(algorithm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [("ppo", {}), ("sac", {"batch_size": 8}), ("sac", {"batch_size": 8, "use_sde": True})],
+)
+def test_a_run_that_adapts_learns_and_resumes_exactly(
+    algorithm: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
     """Cut at round 10, it ends with the same student, and the same policy and optimisers, as without the cut."""
-    some_policy(algorithm, arguments={} if algorithm == "ppo" else {"batch_size": 8}).save(tmp_path / "p.safetensors")
+    some_policy(algorithm, arguments=arguments).save(tmp_path / "p.safetensors")
     config = settings(tmp_path, rounds=40, checkpoint={"rounds": 10, "minutes": 0.0, "keep": 9})
     flags = ["--policy", "learned", "--adapt", "--policy-file", str(tmp_path / "p.safetensors"), "--quiet"]
     assert run.main(["--config", config, *flags]) == 0
