@@ -133,6 +133,8 @@ class AdaptivePolicy:
                     buffer.compute_returns_and_advantage(last_values=value, dones=over)
                     self.model.train()
                     buffer.reset()
+                    if self.model.use_sde:  # as before a rollout in training
+                        self.model.policy.reset_noise()
             else:
                 buffer = self.model.replay_buffer
                 buffer.add(last["seen"], seen, last["action"], scaled, over, [{}])

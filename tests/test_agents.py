@@ -469,6 +469,21 @@ def test_a_deterministic_actor_tries_other_actions_when_it_learns_on(algorithm: 
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_noise_that_is_held_for_long_is_another_after_an_update(algorithm: str) -> None:
+    learning, other = (AdaptivePolicy(some_policy(algorithm, arguments={"use_sde": True})) for _ in range(2))
+    seen = some_observations(1)[0]
+    noise = []
+    for _ in range(65):  # of which 16 make an on-policy update, 64 the first of another
+        action, _ = learning.predict(seen)
+        noise.append(action - learning.learned.predict(seen, deterministic=True)[0])
+        learning.learn(0.0, seen, False)
+    np.testing.assert_allclose(noise[0], noise[15], atol=1e-5)
+    assert not np.allclose(noise[0], noise[64], atol=1e-2)
+    other.load_state_dict(learning.state_dict())
+    np.testing.assert_array_equal(other.predict(seen)[0], learning.predict(seen)[0])
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_learning_on_begins_as_what_was_learned(algorithm: str) -> None:
     policy, seen = some_policy(algorithm), some_observations()
     begun = AdaptivePolicy(policy, seed=2**40 + 5).learned
