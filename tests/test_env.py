@@ -539,6 +539,8 @@ def test_the_length_of_a_budget_is_told_in_rounds_and_in_student_steps(minutes: 
     seen = dict(zip(names, observe(memory).tolist(), strict=True))
     assert seen["budget"] == pytest.approx(math.log10(100) / 5)
     assert seen["steps"] == pytest.approx(math.log10(2000) / 6)
+    few = Memory(env.memory.recent, task={**env.memory.task, "rounds": 3.0})
+    assert observe(few)[names.index("budget")] == pytest.approx(math.log10(3) / 5)
 
 
 def plain() -> torch.nn.Module:
