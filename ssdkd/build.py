@@ -20,6 +20,7 @@ from ssdkd.errors import CheckpointError, ConfigError, in_one_line
 from ssdkd.files import expanded
 from ssdkd.inversion import Observer
 from ssdkd.models import create_model, load_weights
+from ssdkd.models.counting import evaluating
 from ssdkd.trouble import learned
 
 EMBEDDED = {"embedded": "digits_teacher.safetensors"}
@@ -211,18 +212,16 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
     if parameter.is_meta or (not is_lazy(parameter) and parameter.is_inference()):
         made = "on the meta device" if parameter.is_meta else "under inference_mode"
         raise ConfigError(f"the {role} was made {made}, where weights cannot be used; make it anew outside of that.")
-    was_training = network.training
     size = f"{spec.channels}x{spec.height}x{spec.width}"
     grey = torch.full((2, *spec.shape), 0.5, device=parameter.device, requires_grad=True)
     shown = laid_out(1.0 * grey, layout)
     before = shown._version
     try:
-        network.eval()
-        take_shape(network, spec)
-        lay_out(network, layout)
-        with torch.set_grad_enabled(role == "teacher"):
+        with evaluating(network), torch.set_grad_enabled(role == "teacher"):
+            take_shape(network, spec)
+            lay_out(network, layout)
             answer = network(shown)
-        leads_back = role == "student" or _leads_back(network, answer, grey, layout)
+            leads_back = role == "student" or _leads_back(network, answer, grey, layout)
     except Exception as error:  # the network may be anyone's code
         said, advice = in_one_line(error), ""
         if "view size is not compatible" in said:
@@ -239,9 +238,6 @@ def _require_fit(network: nn.Module, role: str, spec: ImageSpec, layout: torch.m
         if parameter.dtype != torch.float32:
             advice = f" Its weights are {parameter.dtype}: hand over the network.float()."
         raise ConfigError(f"the {role} cannot take images of {size}: {said}.{advice}") from error
-    finally:
-        if network.training != was_training:
-            network.train(was_training)
     if not isinstance(answer, torch.Tensor):
         kind = type(answer).__name__
         raise ConfigError(f"the {role} answers with a {kind}; wrap it in a module that returns the logits alone.")

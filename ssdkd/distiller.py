@@ -118,6 +118,8 @@ class Distiller:
         """`mean` and `std` (1, c, 1, 1) normalise pixels in [0, 1]; `clip` bounds the gradient's norm (0: not)."""
         self.student = student
         self._weights = [p for p in student.parameters() if p.requires_grad]
+        # parts that were put into evaluation mode within a student that trains, as frozen batch norm is, stay in it
+        self._resting = [layer for layer in student.modules() if not layer.training] if student.training else []
         self.optimizer = optimizer
         self._scale, self._shift = 1.0 / (255.0 * std), -mean / std
         self.temperature = temperature
@@ -176,6 +178,8 @@ class Distiller:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.student.train()
+        for layer in self._resting:
+            layer.training = False
         deltas, agreed = [], []
         for batch, weight, (inputs, teacher_logits) in zip(rows, weights, shown, strict=True):
             delta, agree = self._step(inputs, teacher_logits, weight)

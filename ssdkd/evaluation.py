@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdkd.models.counting import evaluating
+
 PIXELS = 1000 * 32**2  # looked at at once, so that large images do not take more memory than training by them
 
 
@@ -21,14 +23,12 @@ def predictions(
 ) -> Tensor:
     """The class the model names for each image: (N, c, H, W) uint8, mean and std (1, c, 1, 1) -> (N,) int64."""
     batch = max(1, min(1000, PIXELS // (images.shape[2] * images.shape[3])))
-    was_training = model.training
-    model.eval()
     named = []
-    for part in images.split(batch):
-        inputs = (part.to(mean.device).float() / 255.0 - mean) / std
-        with autocast:
-            named.append(model(inputs).argmax(dim=1))
-    model.train(was_training)
+    with evaluating(model):
+        for part in images.split(batch):
+            inputs = (part.to(mean.device).float() / 255.0 - mean) / std
+            with autocast:
+                named.append(model(inputs).argmax(dim=1))
     return torch.cat(named)
 
 

@@ -288,6 +288,26 @@ def test_frozen_parts_of_a_student_stay_as_they_are() -> None:
     assert not torch.equal(student[1].bias, bias)
 
 
+def test_parts_put_into_evaluation_mode_stay_in_it_while_the_student_learns() -> None:
+    student, buffer = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), linear_student()), filled_buffer()
+    student[0].eval()
+    before = [layer.running_mean.clone() for layer in student[:2]]
+    d = distiller(student)
+    for _ in range(2):
+        student.eval()  # as an engine does to look at it between rounds
+        replayed(d, buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1)
+    assert torch.equal(student[0].running_mean, before[0])
+    assert not torch.equal(student[1].running_mean, before[1])
+
+
+def test_a_student_wholly_in_evaluation_mode_learns_as_any_other() -> None:
+    student, buffer = nn.Sequential(nn.BatchNorm2d(3), linear_student()).eval(), filled_buffer()
+    before = student[0].running_mean.clone()
+    replayed(distiller(student), buffer, torch.arange(16)[None], torch.ones(1, 16), 0.1)
+    assert student.training
+    assert not torch.equal(student[0].running_mean, before)
+
+
 @pytest.mark.parametrize("largest", [0.05, 1e3])
 @pytest.mark.parametrize("name", ["sgd", "muon", "adam", "adamw"])
 def test_a_bounded_step_is_as_torchs_with_clipped_gradients(name: str, largest: float) -> None:

@@ -456,6 +456,17 @@ def test_a_weight_whose_gradient_is_masked_stays_where_it_is_masked(register: st
     assert not torch.equal(weight[:5], before[:5])
 
 
+def test_batch_norm_that_a_student_holds_in_evaluation_mode_keeps_its_statistics() -> None:
+    student = a_student()
+    first, *others = (layer for layer in student.modules() if isinstance(layer, nn.BatchNorm2d))
+    first.eval().requires_grad_(False)
+    before = [layer.running_var.clone() for layer in (first, *others)]
+    ssdkd.distill(digits_teacher(), student, dataset="digits", **SMALL)
+    moved = [not torch.equal(layer.running_var, was) for layer, was in zip((first, *others), before, strict=True)]
+    assert len(others) > 0
+    assert moved == [False] + [True] * len(others)
+
+
 def test_a_student_that_would_change_the_teacher_is_refused() -> None:
     teacher, student = digits_teacher(), a_student()
     student.more = teacher.linear  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """The size and the cost of a model: parameters, multiply-adds and operations."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +49,18 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode; afterwards each of its layers is in the mode that it was in."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
 def dry_run(
     model: nn.Module,
     input_shape: tuple[int, int, int],
@@ -62,21 +74,23 @@ def dry_run(
     Raises:
         ConfigError: the model cannot take such images.
     """
-    was_training = {module: module.training for module in model.modules()}
     example = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), ExitStack() as watching:
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            uncompiled(),
+            ExitStack() as watching,
+        ):
             for counter in watched_by:
                 watching.enter_context(counter)
-            return unwrapped(model).eval()(image)
+            return unwrapped(model)(image)
     except Exception as error:  # the model may be anyone's code
         raise ConfigError(
             f"{name} cannot take images of shape {tuple(input_shape)} (channels, height, width): {in_one_line(error)}."
         ) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 def called_in(
