@@ -24,6 +24,7 @@ from ssdkd.config import read_yaml
 from ssdkd.errors import Parser, SsdkdError, run_command
 from ssdkd.files import atomic_write_text, expanded
 from ssdkd.tracking.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, Band, Chart, Line, to_svg
+from ssdkd.tracking.display import times_fewer
 from ssdkd.tracking.folder import CONFIG, METRICS, PICTURE, REPLAYS, REPORT, SUMMARY, RunFolder
 from ssdkd.tracking.metrics import read_metrics
 from ssdkd.tracking.whatif import formula_at, what_if
@@ -223,8 +224,8 @@ def _verdict(run: Record) -> str:
     agreement = 100.0 * (last.get("probe_agreement") or 0.0)
     cards.append((f"{agreement:.1f} %", "named as by the teacher", f"on the probe; KL {last.get('probe_kl') or 0:.3g}"))
     if s:
-        fewer = s["teacher_parameters"] / max(s["student_parameters"], 1)
-        cards.append((f"{fewer:.1f} times", "fewer parameters", f"{s['student_parameters']:,} in the student"))
+        times, which = times_fewer(s["teacher_parameters"], s["student_parameters"])
+        cards.append((times, f"{which} parameters", f"{s['student_parameters']:,} in the student"))
         cards.append((f"{s['buffer_images']:,}", "synthetic images kept", f"of {s['synthesized_images']:,} made"))
     seconds = last.get("seconds") or 0.0
     cards.append((_duration(seconds), "of work", f"{last['round']:.0f} rounds by {run.policy}"))

@@ -116,3 +116,8 @@ def test_the_table_leaves_out_what_is_not_known_and_takes_nothing_for_something(
     assert told["rounds"][1] == "30 by ssdkd"
     assert told["parameters"][1] == "0 (12000.0 times fewer)"
     assert told["time"][1] == "4.0 s: inversion 0 %, replay 0 %; evaluation 0.1 s more"
+
+
+def test_a_larger_student_is_told_to_have_more() -> None:
+    assert rows(student_parameters=24_000)["parameters"][1] == "24,000 (2.0 times more)"
+    assert rows(student_parameters=12_000)["parameters"][1] == "12,000 (1.0 times fewer)"

@@ -105,6 +105,13 @@ def describe(statistics: Statistics, accuracy: float | None, measured_in: float 
     return ", ".join(parts)
 
 
+def times_fewer(of_teacher: int, of_student: int) -> tuple[str, str]:
+    """How the student's number compares, in two pieces: `3.0 times`, `fewer`, or `more` where it has more."""
+    if of_student > of_teacher:
+        return f"{of_student / max(of_teacher, 1):.1f} times", "more"
+    return f"{of_teacher / max(of_student, 1):.1f} times", "fewer"
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """The end of a run as a table."""
     table = Table(title="distilled without data", show_header=True)
@@ -115,9 +122,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row("accuracy", f"{teacher:.2f} %", f"{student:.2f} % ({student - teacher:+.2f})")
     table.add_row("agreement on the probe", "", f"{summary['probe_agreement']:.2f} %")
     for key, label in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
-        ratio = summary[f"teacher_{key}"] / max(summary[f"student_{key}"], 1)
-        big, small = summary[f"teacher_{key}"], summary[f"student_{key}"]
-        table.add_row(label, f"{big:,}", f"{small:,} ({ratio:.1f} times fewer)")
+        of_teacher, of_student = summary[f"teacher_{key}"], summary[f"student_{key}"]
+        times, which = times_fewer(of_teacher, of_student)
+        table.add_row(label, f"{of_teacher:,}", f"{of_student:,} ({times} {which})")
     table.add_row(
         "synthetic images", "", f"{summary['buffer_images']:,} kept of {summary['synthesized_images']:,} made"
     )
