@@ -114,6 +114,9 @@ class InversionConfig:
     generator_rate: float = option(3e-3, "learning rate of the adapting generator", low=0)
     latent_rate: float = option(1.5e-2, "learning rate of the latents", low=0)
     meta_rate: float = option(3e-3, "learning rate of the base generator", low=0)
+    restart: int | None = option(
+        None, "round in which the base generator's first layer begins anew; null: never", low=1
+    )
     meta: str = option("fomaml", "how the base follows", choices=("fomaml", "reptile", "continue"))
     augment: bool = option(
         False, "whether each step looks at images shifted and mirrored at random, as the student does (buffer.shift)"

@@ -134,7 +134,7 @@ class Engine:
         self.statistics: Statistics = {}
         self.guard = Guard()
 
-    def _make_generator(self) -> nn.Module:
+    def _make_generator(self) -> ConvGenerator:
         inversion, spec = self.config.inversion, self.spec
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
@@ -149,7 +149,7 @@ class Engine:
             )
         return generator.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
-    def _make_inverter(self, observer: Observer, generator: nn.Module | None) -> Search:
+    def _make_inverter(self, observer: Observer, generator: ConvGenerator | None) -> Search:
         inversion = self.config.inversion
         settings = InverterSettings(
             steps=self.inversion_steps,
@@ -339,6 +339,8 @@ class Engine:
         recipe = self.recipe(coefficients.textures)
         targets = self._targets(counts, coefficients.w_div, recipe.inverted)
         self.learner.eval()
+        if isinstance(self.inverter, Inverter) and self.round + 1 == self.config.inversion.restart:
+            self.inverter.restart()
         images, terms = self._make(recipe, targets, self.learner, coefficients.adversarial)
         candidates = self._judged(Candidates(self._label(images), recipe, targets, terms))
         self.synthesized += len(images)

@@ -90,6 +90,7 @@ def test_fastdfkd_has_its_authors_settings() -> None:
     assert made.meta_rate == pytest.approx(made.steps * made.generator_rate)
     assert (learning.temperature, learning.learning_rate, learning.weight_decay) == (20.0, 0.2, 1e-4)
     assert learning.schedule == "cosine"
+    assert made.restart == 120
     assert (made.augment, made.targets) == (True, "drawn")
     assert (config.buffer.views, config.buffer.shift, config.buffer.border) == (0, 4, "black")
 
@@ -104,6 +105,21 @@ def test_fastdfkd_keeps_every_image_from_the_warm_ups_first_on() -> None:
     assert [len(samples) for samples in held] == [16, 24, 32, 40]
     for before, after in itertools.pairwise(held):
         assert torch.equal(after.images[: len(before)], before.images), "nothing moves or leaves"
+
+
+def test_fastdfkds_generator_begins_its_first_layer_anew_once() -> None:
+    engine = small_engine("fastdfkd")
+    engine.config.inversion.restart = 2
+    base, begun, invert = engine.inverter.base, [], engine.inverter.invert
+
+    def watched(*given: Any) -> Any:
+        drawn = base.project.weight.detach()
+        begun.append(bool((base.project.bias == 0).all()) and drawn.std().item() == pytest.approx(0.02, rel=0.1))
+        return invert(*given)
+
+    engine.inverter.invert = watched
+    rounds_of(engine)
+    assert begun == [False] * 3 + [False, True, False], "warm-up, probe and three rounds"
 
 
 def test_fastdfkd_asks_its_teacher_at_every_student_step() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssdkd.buffer import random_views, render
 from ssdkd.devices import laid_out
 from ssdkd.errors import ConfigError
-from ssdkd.inversion.generators import standard_latents, to_bytes
+from ssdkd.inversion.generators import ConvGenerator, standard_latents, to_bytes
 from ssdkd.inversion.observer import Observer
 from ssdkd.inversion.terms import TERMS, Scene
 from ssdkd.inversion.textures import random_textures
@@ -162,7 +162,7 @@ class Inverter(Search):
 
     def __init__(
         self,
-        generator: nn.Module,
+        generator: ConvGenerator,
         observer: Observer,
         mean: Tensor,
         std: Tensor,
@@ -220,6 +220,14 @@ class Inverter(Search):
         self._move_base(summed)
         self._remember(scene.batch)
         return to_bytes(best_images), {"loss": cast(Tensor, best_loss), **values}
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin the base's first layer, and the batch norm that follows it, anew; what lies behind them stays."""
+        first: tuple[Any, ...] = (self.base.project, self.base.body[0])
+        for layer in first:
+            layer.weight.normal_(0.0, 0.02, generator=self.random)
+            layer.bias.zero_()
 
     @torch.no_grad()
     def _move_base(self, summed: list[Tensor]) -> None:
